@@ -1,4 +1,4 @@
-"""The Chromium that is on this machine, for tests and benchmarks that click."""
+"""The Chromium of this machine, for tests and benchmarks in a browser."""
 
 import shutil
 from contextlib import contextmanager

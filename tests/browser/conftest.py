@@ -1,5 +1,5 @@
-"""A running SnapML with a tiny model, and a browser. Without a Chromium these tests are left out,
-and say so loudly.
+"""A running SnapML with a tiny model, and a browser. Without Chromium these tests are skipped with
+a warning.
 """
 
 import warnings
@@ -40,8 +40,8 @@ def shared_instance(tmp_path_factory, tiny_model):
 
 @pytest.fixture(scope="module")
 def instance(shared_instance):
-    """One instance for the modules of this process: a test makes what it changes, and finds it by
-    its number or name. No module's runs hold the device of the next one.
+    """One instance for all modules of this process. A test creates its own objects and finds them
+    by id or name. Active runs are stopped between modules, so that the device is free.
     """
     stop_runs(shared_instance)
     yield shared_instance
@@ -50,7 +50,7 @@ def instance(shared_instance):
 
 @pytest.fixture(scope="module")
 def alice_session(chromium, instance):
-    """Cookies of one sign-in, for every test's own context."""
+    """The cookies of one sign-in, for the context of every test."""
     context = chromium.new_context()
     sign_in(context.new_page(), instance)
     state = context.storage_state()
@@ -60,7 +60,7 @@ def alice_session(chromium, instance):
 
 @pytest.fixture
 def page(chromium, instance, alice_session):
-    """A signed-in page that fails the test if anything is written to the console as an error."""
+    """A signed-in page that fails the test if an error is written to the console."""
     context = chromium.new_context(
         viewport={"width": 1440, "height": 900}, storage_state=alice_session
     )

@@ -1,4 +1,4 @@
-"""Fills an instance for test_pages.py: many of everything, with long names. Prints a run's id."""
+"""Fill an instance for test_pages.py with many objects with long names. Prints a run's id."""
 
 from pathlib import Path
 

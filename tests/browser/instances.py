@@ -1,4 +1,4 @@
-"""Running instances for the browser, and people in them."""
+"""Running instances for the browser, and signing in to them."""
 
 from tests import simulations
 from tests.running_site import RunningSite

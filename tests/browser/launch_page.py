@@ -1,4 +1,4 @@
-"""The launch page as a person fills it in."""
+"""Fill in the launch page as a user does."""
 
 import re
 
@@ -6,7 +6,7 @@ from playwright.sync_api import expect
 
 
 def choose_model_and_data(page, data="Lights"):
-    """The tiny model, and the first version of a data set by its name."""
+    """Select the tiny model, and the first version of a dataset by its name."""
     page.locator("#model").select_option(label="tiny-llama")
     option = page.locator("#data option", has_text=f"{data} v1")
     page.locator("#data").select_option(option.first.get_attribute("value"))
@@ -19,7 +19,9 @@ def open_manual_form(page, instance, query=""):
 
 
 def wait_for_summary(page):
-    """It comes 200 ms after the last key; a run is only started with the warnings that it shows."""
+    """The summary follows 200 ms after the last key. A run is only launched with the warnings that
+    it shows.
+    """
     page.wait_for_timeout(300)
     expect(page.locator("#launch.htmx-request")).to_have_count(0, timeout=150_000)
 

@@ -1,5 +1,5 @@
-"""Two real versions: compared, voted on blind, deployed, asked with the `openai` client, switched
-and rolled back, as a person clicks.
+"""Two trained versions are compared, voted on, deployed, queried with the `openai` client, switched
+and rolled back in the browser.
 """
 
 import re
@@ -15,7 +15,7 @@ pytestmark = pytest.mark.browser
 
 @pytest.fixture(scope="module")
 def versions(instance):
-    """Two trained versions on the shelf of this instance."""
+    """Two trained versions in the registry of this instance."""
     run_ids = []
     for seed in (1, 2):
         settings = {**tiny.SETTINGS, "max_steps": 30, "learning_rate": 0.02, "seed": seed}

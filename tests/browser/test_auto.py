@@ -1,5 +1,5 @@
-"""Auto as a person clicks it: plan, lock, start, forecast against measured, adapter; and every
-technique launched by hand.
+"""Auto in the browser: plan, lock, launch, forecast and measured memory, adapter; and a launch with
+every method.
 """
 
 import re
@@ -18,10 +18,10 @@ def start_and_finish(page):
     page.get_by_role("button", name=re.compile("Start run|Start anyway")).click(timeout=150_000)
     page.wait_for_url(re.compile(r"/runs/\d+$"))
     expect(page.locator("[data-live=label]")).to_have_text("Finished", timeout=180_000)
-    expect(page.get_by_text("is on the shelf")).to_be_visible()
+    expect(page.get_by_text("was saved")).to_be_visible()
 
 
-def test_auto_plans_is_locked_in_part_starts_and_leaves_an_adapter(page, instance):
+def test_auto_plans_with_locked_settings_and_trains_an_adapter(page, instance):
     page.goto(instance.address + "/runs/new")
     expect(page.get_by_role("radio", name="Auto")).to_be_checked()
     choose_model_and_data(page)
@@ -43,7 +43,7 @@ def test_auto_plans_is_locked_in_part_starts_and_leaves_an_adapter(page, instanc
     expect(page.locator("#tab-config")).to_be_hidden()
 
 
-def test_auto_takes_back_a_lock(page, instance):
+def test_a_removed_lock_restores_the_planned_value(page, instance):
     page.goto(instance.address + "/runs/new")
     choose_model_and_data(page)
     rank = page.get_by_label("Rank")
@@ -56,7 +56,7 @@ def test_auto_takes_back_a_lock(page, instance):
     expect(rank).to_have_value(planned)
 
 
-def test_trials_are_watched_as_rows_and_the_winner_goes_on(page, instance):
+def test_trials_are_listed_and_the_selected_one_continues(page, instance):
     page.goto(instance.address + "/data")
     page.get_by_role("button", name="Use smart home").click()
     page.get_by_role("link", name="New run with this").click(timeout=150_000)
@@ -71,18 +71,18 @@ def test_trials_are_watched_as_rows_and_the_winner_goes_on(page, instance):
     wait_for_summary(page)
     page.get_by_role("button", name=re.compile("Start run|Start anyway")).click(timeout=150_000)
     page.wait_for_url(re.compile(r"/runs/\d+$"))
-    expect(page.locator("[data-trials]")).to_contain_text("the plan's guess", timeout=150_000)
+    expect(page.locator("[data-trials]")).to_contain_text("planned settings", timeout=150_000)
     expect(page.locator("[data-live=label]")).to_have_text("Finished", timeout=180_000)
     rows = page.locator("[data-trials] tbody tr")
     assert rows.count() >= 3
-    expect(page.locator("[data-trials] tbody tr.best")).to_contain_text("goes on")
+    expect(page.locator("[data-trials] tbody tr.best")).to_contain_text("selected")
     expect(page.locator("[data-verdict]")).to_contain_text("the plan's own guess")
     expect(page.locator("[data-live=step]")).to_have_text("16 / 16")
     expect(page.locator("[data-parallel] .main-svg").first).to_be_visible()
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_every_technique_is_launched_by_clicking(page, instance, name):
+def test_every_method_can_be_launched(page, instance, name):
     open_manual_form(page, instance)
     choose_model_and_data(page)
     page.locator(f"#method-{name}").check()
@@ -103,7 +103,7 @@ def test_every_technique_is_launched_by_clicking(page, instance, name):
     start_and_finish(page)
 
 
-def test_a_card_that_is_renewed_while_its_button_is_pressed_takes_no_click_away(page, instance):
+def test_a_summary_that_is_refreshed_during_a_click_keeps_the_click(page, instance):
     open_manual_form(page, instance)
     choose_model_and_data(page)
     page.get_by_text("Advanced").click()
@@ -122,7 +122,7 @@ def test_a_card_that_is_renewed_while_its_button_is_pressed_takes_no_click_away(
     page.wait_for_url(re.compile(r"/runs/\d+$"))
 
 
-def test_a_technique_chosen_while_other_answers_are_under_way_brings_its_settings(page, instance):
+def test_a_method_chosen_during_other_requests_shows_its_settings(page, instance):
     open_manual_form(page, instance)
     network = page.context.new_cdp_session(page)
     network.send("Network.enable")

@@ -1,4 +1,4 @@
-"""A run's chart and a comparison's, drawn from the table of metrics."""
+"""The charts of a run and of a comparison, drawn from the table of metrics."""
 
 import re
 
@@ -27,7 +27,7 @@ def has_finished(instance, run):
 
 @pytest.fixture(scope="module")
 def finished(instance):
-    """Two runs of the tiny model that are over."""
+    """Two runs of the tiny model that have ended."""
     models, data = instance.call_api("GET", "/models"), instance.call_api("GET", "/datasets")
     body = {
         "model": models["items"][0]["id"],
@@ -43,7 +43,7 @@ def finished(instance):
     return runs
 
 
-def test_the_chart_of_a_run_has_a_row_for_every_chart_of_the_table(page, instance, finished):
+def test_a_run_page_has_a_row_for_every_chart_of_the_metrics_table(page, instance, finished):
     page.goto(f"{instance.address}/runs/{finished[0]}")
     chart = page.locator("#chart[data-ready]")
     expect(chart).to_be_visible()
@@ -55,7 +55,7 @@ def test_the_chart_of_a_run_has_a_row_for_every_chart_of_the_table(page, instanc
         assert drawn["points"][metric.title.lower()] == (4 if metric.event == "eval" else 12)
 
 
-def test_a_comparison_draws_every_metric_of_the_table_for_every_run(page, instance, finished):
+def test_a_comparison_draws_every_metric_of_every_run(page, instance, finished):
     page.goto(f"{instance.address}/runs/compare?run={finished[0]}&run={finished[1]}")
     expect(page.locator("[data-status]")).to_have_text("24 steps")
     choice = page.locator("[data-metric]")

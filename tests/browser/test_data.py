@@ -1,5 +1,5 @@
-"""Data as people bring it: each form uploaded, mapped, cleaned, looked at token by token, swept
-over; strangers see nothing.
+"""Data in the browser: every format is uploaded, mapped, cleaned, shown as tokens and swept over;
+other users see nothing.
 """
 
 import gzip
@@ -17,6 +17,17 @@ from tests.browser.instances import sign_in, stop_runs
 from tests.browser.launch_page import open_manual_form, wait_for_summary
 
 pytestmark = pytest.mark.browser
+RECORD_NOTIFICATIONS = """
+window.notified = JSON.parse(sessionStorage.getItem("notified") ?? "[]");
+window.Notification = class {
+    static permission = "granted";
+    static requestPermission = async () => "granted";
+    constructor(title) {
+        window.notified.push(title);
+        sessionStorage.setItem("notified", JSON.stringify(window.notified));
+    }
+};
+"""
 PAIRS = [(f"turn on lamp {i}", f"lamp {i} is on") for i in range(12)]
 MALLORY = """
 import django
@@ -70,14 +81,14 @@ def check_and_save(page):
 
 
 @pytest.mark.parametrize("name", sorted(FILES))
-def test_each_form_is_guessed_and_saved(page, instance, name):
+def test_each_format_is_detected_and_saved(page, instance, name):
     upload_file(page, instance, name, FILES[name])
     expect(page.locator(".turn").first).to_contain_text("lamp")
     check_and_save(page)
     expect(page.get_by_text("rows to train on")).to_be_visible()
 
 
-def test_a_faulty_file_is_mapped_cleaned_and_launched(page, instance):
+def test_a_file_with_faulty_rows_is_mapped_cleaned_and_launched(page, instance):
     content = (
         b"id,Frage,Antwort\n"
         + b"".join(f"{i},{a},{b}\n".encode() for i, (a, b) in enumerate(PAIRS))
@@ -105,7 +116,7 @@ def test_a_faulty_file_is_mapped_cleaned_and_launched(page, instance):
     stop_runs(instance)
 
 
-def test_the_token_view_shows_what_is_trained_masked_and_cut(page, instance):
+def test_the_token_view_shows_trained_masked_and_truncated_tokens(page, instance):
     page.goto(instance.address + "/data/1")
     expect(page.locator(".tokens .t").first).to_be_visible(timeout=60_000)
     expect(page.locator(".tokens .m").first).to_contain_text("<|im_start|>user")
@@ -115,7 +126,7 @@ def test_the_token_view_shows_what_is_trained_masked_and_cut(page, instance):
     expect(page.locator(".tokens .t").first).to_contain_text("user", timeout=60_000)
 
 
-def test_a_sweep_is_counted_started_and_compared(page, instance):
+def test_a_sweep_is_previewed_launched_and_compared(page, instance):
     open_manual_form(page, instance, "?data=1")
     page.locator("#model").select_option(label="tiny-llama")
     page.get_by_text("Advanced").click()
@@ -142,7 +153,7 @@ def test_a_sweep_is_counted_started_and_compared(page, instance):
     assert "axis=total_tokens" in page.url
 
 
-def test_a_stranger_sees_nothing(page, chromium, instance):
+def test_a_user_outside_the_team_sees_nothing(page, chromium, instance):
     instance.run_python(MALLORY)
     context = chromium.new_context()
     other = context.new_page()
@@ -160,7 +171,7 @@ def test_a_stranger_sees_nothing(page, chromium, instance):
     context.close()
 
 
-def test_an_upload_over_the_limit_is_refused_before_a_byte_is_sent(page, instance):
+def test_an_upload_over_the_limit_is_rejected_before_sending(page, instance):
     page.goto(instance.address + "/data/new")
     page.evaluate(
         "document.getElementById('new-data').dataset.limit = 10; "
@@ -172,10 +183,10 @@ def test_an_upload_over_the_limit_is_refused_before_a_byte_is_sent(page, instanc
         {"name": "a.jsonl", "mimeType": "text/plain", "buffer": b"{}"}
     )
     page.get_by_role("button", name="Upload").click()
-    expect(page.get_by_role("alert")).to_contain_text("at most 2 GiB can be taken")
+    expect(page.get_by_role("alert")).to_contain_text("The maximum is 2 GiB")
 
 
-def test_a_file_is_dropped_on_the_page(page, instance):
+def test_a_file_can_be_dropped_on_the_page(page, instance):
     page.goto(instance.address + "/data/new")
     dropped = page.evaluate_handle(
         "() => { const data = new DataTransfer(); data.items.add(new File(['question,answer\\nlamp "
@@ -186,24 +197,21 @@ def test_a_file_is_dropped_on_the_page(page, instance):
     expect(page.locator(".turn.user").first).to_contain_text("lamp 1")
 
 
-def test_a_notification_tells_of_a_runs_end_once(page, instance):
+def test_an_ended_run_is_notified_once(page, instance):
     page.context.grant_permissions(["notifications"], origin=instance.address)
-    page.add_init_script(
-        "window.told = JSON.parse(sessionStorage.getItem('told') ?? '[]');window.Notification = "
-        "class { static permission = 'granted'; static requestPermission = async () => "
-        "'granted';constructor(title) { window.told.push(title); sessionStorage.setItem('told', "
-        "JSON.stringify(window.told)); } };"
-    )
+    page.add_init_script(RECORD_NOTIFICATIONS)
     page.goto(instance.address + "/account")
     page.get_by_role("button", name="Notify me in this browser when a run ends").click()
-    expect(page.get_by_role("button", name="Stop notifications in this browser")).to_be_visible()
+    expect(
+        page.get_by_role("button", name="Turn off notifications in this browser")
+    ).to_be_visible()
     settings = {"max_steps": 2, "max_length": 80, "max_tokens_per_batch": 160}
-    body = {"model": 1, "data": 1, "name": "Told of", "settings": settings, "accept_warnings": True}
+    body = {"model": 1, "data": 1, "name": "Notify", "settings": settings, "accept_warnings": True}
     run = instance.call_api("POST", "/runs", body)["id"]
     instance.wait_for(
         lambda: instance.call_api("GET", f"/runs/{run}")["state"]["state"] == "finished"
     )
-    page.wait_for_function("() => window.told.includes('Finished: Told of')", timeout=90_000)
+    page.wait_for_function("() => window.notified.includes('Finished: Notify')", timeout=90_000)
     page.reload()
     page.wait_for_timeout(1500)
-    assert page.evaluate("window.told").count("Finished: Told of") == 1
+    assert page.evaluate("window.notified").count("Finished: Notify") == 1

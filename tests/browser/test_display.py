@@ -1,6 +1,4 @@
-"""What pages look like once they are drawn: sizes, places and words that only a browser can
-tell.
-"""
+"""The layout of rendered pages: sizes, positions and texts that only a browser can check."""
 
 import json
 import re
@@ -69,7 +67,7 @@ BaseModel.objects.filter(name="slow-llama").update(state="ready")
 
 @pytest.fixture(scope="module")
 def instance(tmp_path_factory, tiny_model):
-    """An instance of their own: its model and data get other names."""
+    """A separate instance, because its model and data are renamed."""
     with start_instance(tmp_path_factory, tiny_model) as running:
         yield running
 
@@ -87,7 +85,7 @@ def long_names(instance, filled):
     instance.run_python(SHORT_NAMES)
 
 
-def test_the_runs_table_keeps_its_distance_from_the_edge_of_its_card(page, instance, long_names):
+def test_the_runs_table_has_equal_margins_in_its_card(page, instance, long_names):
     page.goto(instance.address + "/")
     card, table = (
         page.locator(selector).bounding_box() for selector in ("#table .card", "#table table")
@@ -97,7 +95,7 @@ def test_the_runs_table_keeps_its_distance_from_the_edge_of_its_card(page, insta
     assert right == pytest.approx(left, abs=1)
 
 
-def test_heat_maps_of_two_versions_stand_side_by_side(page, instance, filled):
+def test_heatmaps_of_two_versions_are_side_by_side(page, instance, filled):
     layers = {f"layers.{layer}.{name}": [layer, name] for layer in range(4) for name in "qv"}
     relative_change = {pk: dict.fromkeys(layers, 0.01 * pk) for pk in (1, 2)}
     result = {
@@ -118,7 +116,7 @@ def test_heat_maps_of_two_versions_stand_side_by_side(page, instance, filled):
     assert first["width"] == pytest.approx(second["width"], abs=1)
 
 
-def test_a_run_says_training_once_its_first_step_is_done(page, instance):
+def test_the_phase_is_training_after_the_first_step(page, instance):
     settings = {**tiny.SETTINGS, "max_steps": 100_000, "eval_steps": 100_000}
     body = {"model": 1, "data": 1, "settings": settings, "name": "Far", "accept_warnings": True}
     run = instance.call_api("POST", "/runs", body)["id"]
@@ -128,7 +126,7 @@ def test_a_run_says_training_once_its_first_step_is_done(page, instance):
     instance.call_api("POST", f"/runs/{run}/stop", {})
 
 
-def test_a_model_can_be_chosen_as_soon_as_its_import_ends(page, instance):
+def test_a_model_can_be_selected_as_soon_as_its_import_ends(page, instance):
     instance.run_python(IMPORTING)
     page.goto(instance.address + "/runs/new")
     model, model_requests = page.locator("#model"), []
@@ -153,7 +151,7 @@ def test_a_model_can_be_chosen_as_soon_as_its_import_ends(page, instance):
     assert len(model_requests) == request_count
 
 
-def test_the_launch_page_is_filled_from_a_file_with_the_mouse(page, instance, filled, tmp_path):
+def test_the_launch_page_loads_settings_from_a_file(page, instance, filled, tmp_path):
     file = tmp_path / "run.yaml"
     file.write_text("model: tiny-llama\ndata: Lights\nname: From a file\nsettings: {rank: 4}\n")
     page.goto(instance.address + "/runs/new")

@@ -1,5 +1,5 @@
-"""Data, a run, the live curve, and base and adapter side by side: as a person clicks it, with a
-tiny model.
+"""The main workflow in the browser with a tiny model: data, a run, the live curve, and a comparison
+of base and adapter.
 """
 
 import re
@@ -44,7 +44,7 @@ def test_upload_train_watch_try_download(page, instance, tmp_path):
     launch_run_from_page(page, instance, "Lamps", data="lamps")
     expect(page.locator("[data-live=label]")).to_have_text("Finished", timeout=150_000)
     expect(page.locator("[data-live=step]")).to_have_text("12 / 12")
-    expect(page.get_by_text("is on the shelf")).to_be_visible()
+    expect(page.get_by_text("was saved")).to_be_visible()
     expect(page.locator(".sample")).to_have_count(4)
     assert page.evaluate(POINTS) == 12
 
@@ -61,7 +61,7 @@ def test_upload_train_watch_try_download(page, instance, tmp_path):
     assert download.value.suggested_filename == "Lamps-v1.zip"
 
 
-def test_a_page_opened_late_or_loaded_again_shows_the_whole_curve(page, instance):
+def test_a_page_opened_late_or_reloaded_shows_the_complete_curve(page, instance):
     launch_run_from_page(
         page, instance, "Long", max_steps=100_000, eval_steps=100_000, save_steps=100
     )
@@ -89,7 +89,7 @@ def test_a_page_opened_late_or_loaded_again_shows_the_whole_curve(page, instance
     page.get_by_role("button", name="Stop", exact=True).click()
     page.get_by_role("button", name="Stop and save").click()
     expect(page.locator("[data-live=label]")).to_have_text("Stopped", timeout=90_000)
-    page.get_by_role("button", name="Go on from the checkpoint").click()
+    page.get_by_role("button", name="Resume from checkpoint").click()
     expect(page.locator("[data-live=label]")).to_have_text("Running", timeout=150_000)
     page.wait_for_timeout(1000)
     check_curve_complete(page)
@@ -99,7 +99,7 @@ def test_a_page_opened_late_or_loaded_again_shows_the_whole_curve(page, instance
 
 
 def check_curve_complete(page):
-    """The smoothed line has every step once (or buckets in order), from the first to the last."""
+    """The smoothed line has every step once, or buckets in order, from the first to the last."""
     steps = page.evaluate("() => document.getElementById('chart').data[1].x")
     assert steps == sorted(set(steps))
     raw = page.evaluate(
@@ -110,7 +110,7 @@ def check_curve_complete(page):
         assert steps == list(range(1, len(steps) + 1))
 
 
-def test_settings_that_contradict_each_other_are_told_and_nothing_is_lost(page, instance):
+def test_contradictory_settings_give_an_error_and_keep_the_form(page, instance):
     open_manual_form(page, instance)
     choose_model_and_data(page)
     page.locator("[name=name]").fill("My careful run")
@@ -125,7 +125,7 @@ def test_settings_that_contradict_each_other_are_told_and_nothing_is_lost(page, 
     expect(page.locator("[name=max_tokens_per_batch]")).to_have_value("100")
 
 
-def test_a_slider_moves_its_field_the_forecast_and_every_technique(page, instance):
+def test_a_slider_changes_its_field_the_forecast_and_every_method(page, instance):
     open_manual_form(page, instance)
     choose_model_and_data(page)
     cost = page.locator("label:has(#method-lora) .number")
@@ -143,7 +143,7 @@ def test_a_slider_moves_its_field_the_forecast_and_every_technique(page, instanc
     expect(page.locator("#summary")).to_contain_text("LoRA, rank 8")
 
 
-def test_the_button_names_what_is_missing(page, instance):
+def test_the_launch_button_names_the_missing_input(page, instance):
     page.goto(instance.address + "/runs/new")
     button = page.locator("#summary button")
     choose_model_and_data(page)
@@ -155,7 +155,7 @@ def test_the_button_names_what_is_missing(page, instance):
     expect(button).to_have_text("Choose data")
 
 
-def test_when_the_inference_program_dies_the_page_says_so_and_it_comes_back(page, instance):
+def test_a_dead_inference_program_is_reported_and_restarted(page, instance):
     launch_run_from_page(page, instance, "Small", max_steps=1)
     page.get_by_role("link", name="Try it").click(timeout=150_000)
     with instance.without_restarts():

@@ -1,5 +1,5 @@
-"""Every page: nothing runs out of the window at both widths, axe finds no serious fault, light or
-dark, the console is empty.
+"""Every page fits both widths, has no serious axe violation in light and dark mode, and logs no
+error to the console.
 """
 
 from pathlib import Path
@@ -17,7 +17,7 @@ AXE = Path(axe_playwright_python.__file__).parent / "axe.min.js"
 
 @pytest.fixture(scope="module")
 def instance(tmp_path_factory, tiny_model):
-    """An instance of their own: hundreds of rows would stand in the way of the other modules."""
+    """A separate instance, because hundreds of rows would affect other modules."""
     with start_instance(tmp_path_factory, tiny_model) as running:
         yield running
 
@@ -61,9 +61,7 @@ PAGES = [
 
 
 @pytest.mark.parametrize("path", PAGES)
-def test_it_fits_both_widths_and_axe_finds_no_serious_fault_light_or_dark(
-    page, instance, filled, path
-):
+def test_every_page_fits_both_widths_and_is_accessible_in_both_themes(page, instance, filled, path):
     page.set_viewport_size({"width": 1440, "height": 900})
     page.emulate_media(color_scheme="light", reduced_motion="reduce")
     page.goto(instance.address + path.format(run=filled))
@@ -100,7 +98,7 @@ def test_the_theme_switch_stays_after_a_reload(page, instance):
     assert page.evaluate("document.documentElement.dataset.theme") == "dark"
 
 
-def test_keys_lead_about_and_say_which_they_are(page, instance):
+def test_keyboard_shortcuts_navigate_and_are_listed(page, instance):
     page.goto(instance.address)
     page.keyboard.press("?")
     expect(page.get_by_role("dialog")).to_be_visible()
@@ -112,7 +110,7 @@ def test_keys_lead_about_and_say_which_they_are(page, instance):
     page.wait_for_url(instance.address + "/runs/new")
 
 
-def test_the_list_is_searched_while_one_types_and_the_address_keeps_it(page, instance, filled):
+def test_typing_filters_the_list_and_updates_the_url(page, instance, filled):
     page.goto(instance.address + "/")
     page.get_by_label("Search names, tags and notes").press_sequentially("number 17")
     expect(page.locator("td.name")).to_have_count(11)
@@ -121,7 +119,7 @@ def test_the_list_is_searched_while_one_types_and_the_address_keeps_it(page, ins
     expect(page.locator("td.name")).to_have_count(11)
 
 
-def test_what_the_chart_shows_is_in_the_address(page, instance, filled):
+def test_the_chart_options_are_in_the_url(page, instance, filled):
     page.goto(f"{instance.address}/runs/{filled}?axis=total_tokens&smoothing=0.9")
     assert page.locator("[data-axis]").input_value() == "total_tokens"
     page.locator("[data-axis]").select_option("time")
@@ -136,7 +134,7 @@ def test_what_the_chart_shows_is_in_the_address(page, instance, filled):
         "{{7*7}}<script>document.title='owned'</script>",
     ],
 )
-def test_a_name_that_is_markup_is_shown_and_not_run(page, instance, name):
+def test_markup_in_a_name_is_escaped(page, instance, name):
     models, data = instance.call_api("GET", "/models"), instance.call_api("GET", "/datasets")
     settings = {"max_steps": 1, "max_tokens_per_batch": 80, "max_length": 80}
     body = {

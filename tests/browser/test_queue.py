@@ -1,5 +1,5 @@
-"""Somebody waits and sees why; an admin lowers a limit, sees the dry run, holds, drains, and lifts
-the hold.
+"""A user sees why a run is queued; an admin lowers a limit, previews the change, holds, drains, and
+lifts the hold.
 """
 
 import json
@@ -37,18 +37,18 @@ print(json.dumps([run.pk for run in made]))
 
 @pytest.fixture(scope="module")
 def two_runs(instance):
-    """bob's first run trains, his second waits; their numbers."""
+    """The ids of bob's runs: the first trains, the second is queued."""
     first, second = json.loads(instance.run_python(BOB, json.dumps(SETTINGS)))
     instance.wait_for(lambda: instance.call_api("GET", f"/runs/{first}")["state"]["step"] > 0)
     return first, second
 
 
-def test_somebody_who_waits_sees_their_place_and_why(two_runs, chromium, instance):
+def test_a_queued_run_shows_its_position_and_the_reason(two_runs, chromium, instance):
     page = chromium.new_context(viewport={"width": 1440, "height": 900}).new_page()
     sign_in(page, instance, "bob")
     page.get_by_role("link", name="Second").click()
     phase = page.locator("[data-live=phase]")
-    expect(phase).to_contain_text("place 1 of 1", timeout=20_000)
+    expect(phase).to_contain_text("position 1 of 1", timeout=20_000)
     expect(phase).to_contain_text(re.compile("the only device of CPU.* is in use"))
     page.get_by_role("link", name="GPUs").click()
     row = page.get_by_role("row", name=re.compile("Second"))
@@ -61,9 +61,7 @@ def test_somebody_who_waits_sees_their_place_and_why(two_runs, chromium, instanc
     page.context.close()
 
 
-def test_an_admin_tries_a_limit_out_then_holds_and_drains_and_lifts_the_hold(
-    two_runs, page, instance
-):
+def test_an_admin_previews_a_limit_then_holds_drains_and_lifts_the_hold(two_runs, page, instance):
     first, _ = two_runs
     page.goto(instance.address)
     page.get_by_role("link", name="Quotas").click()
@@ -84,8 +82,8 @@ def test_an_admin_tries_a_limit_out_then_holds_and_drains_and_lifts_the_hold(
     )
     state = instance.call_api("GET", f"/runs/{first}")["state"]
     assert (
-        "by an admin, who drains its devices" in state["message"]
-        and "no step is lost" in state["message"]
+        "by an admin who is draining its devices" in state["message"]
+        and "no steps are lost" in state["message"]
     )
 
     page.goto(f"{instance.address}/runs/{first}")

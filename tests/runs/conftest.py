@@ -1,4 +1,4 @@
-"""What several tests of runs need."""
+"""Fixtures for tests of runs."""
 
 import shutil
 
@@ -14,7 +14,7 @@ GB = 10**9
 
 @pytest.fixture
 def counted(data, base_model, device, monkeypatch):
-    """The data's tokens are counted and a memory law is at hand, LoRA's for every technique; beside
+    """The dataset, with counted tokens and the memory estimator of LoRA for every method. Besides
     this host's CPU there is a device with 3 GB free.
     """
     row_lengths = tiny.make_token_lengths(data.train_rows)

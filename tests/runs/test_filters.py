@@ -1,6 +1,4 @@
-"""The list of runs: filters, order and pages from an allow-list, and what people do to runs in
-it.
-"""
+"""The list of runs: filters, sort order and pages from an allow-list, and the actions on runs."""
 
 import pytest
 
@@ -39,7 +37,7 @@ def run_names(user, **query):
     return [row.name for row in filter_runs(user, RunFilters.from_query(query))]
 
 
-def test_it_works(several, alice):
+def test_the_list_has_the_visible_runs_newest_first(several, alice):
     assert run_names(alice) == ["Gamma", "Beta", "Lights, tiny"]
 
 
@@ -74,7 +72,7 @@ def test_filters_and_order(several, alice, query, expected):
 @pytest.mark.parametrize(
     "query", [{"sort": "owner__password"}, {"sort": "?"}, {"state": "x"}, {"sort": "--name"}]
 )
-def test_nothing_else_reaches_the_database(query):
+def test_unknown_columns_and_states_are_rejected(query):
     with pytest.raises(UserError):
         RunFilters.from_query(query)
 
@@ -90,7 +88,7 @@ def test_every_column_sorts_both_ways(several, as_alice, sort):
         assert as_alice.get(f"/?sort={order}").status_code == 200
 
 
-def test_a_run_is_renamed_tagged_and_noted(run, as_alice):
+def test_name_tags_and_notes_of_a_run_are_changed(run, as_alice):
     as_alice.post(
         f"/runs/{run.pk}/edit",
         {"name": "New", "tags": "one, two, one,", "notes": "Remember.\nThis."},
@@ -109,13 +107,13 @@ def test_a_run_is_renamed_tagged_and_noted(run, as_alice):
         ({"notes": "x" * 10_001}, "notes"),
     ],
 )
-def test_a_description_that_cannot_be_is_refused(run, alice, change, field):
+def test_an_invalid_name_tag_or_note_is_rejected(run, alice, change, field):
     with pytest.raises(UserError) as caught:
         actions.update_run(alice, run, **change)
     assert caught.value.field == field
 
 
-def test_archiving_hides_and_brings_back(several, as_alice, alice):
+def test_archived_runs_are_hidden_until_they_are_restored(several, as_alice, alice):
     done = several[1]
     as_alice.post("/runs/archive", {"run": [done.pk, several[0].pk, several[2].pk]})
     assert run_names(alice) == ["Gamma", "Lights, tiny"]  # bob's, and one that is not over, stay
@@ -123,10 +121,10 @@ def test_archiving_hides_and_brings_back(several, as_alice, alice):
     assert "Beta" in run_names(alice)
 
 
-def test_deleting_asks_for_the_name_frees_the_disk_and_waits_for_the_end(run, alice, people):
-    with pytest.raises(UserError, match="Type the name, Lights, tiny"):
+def test_deleting_needs_the_name_and_an_ended_run_and_frees_the_disk(run, alice, people):
+    with pytest.raises(UserError, match="Type the name Lights, tiny"):
         actions.delete_run(alice, run, "Lights")
-    with pytest.raises(Conflict, match="not over yet"):
+    with pytest.raises(Conflict, match="still active"):
         actions.delete_run(alice, run, run.name)
     Run.objects.filter(pk=run.pk).update(state="failed")
     with pytest.raises(NotAllowed):
@@ -136,7 +134,7 @@ def test_deleting_asks_for_the_name_frees_the_disk_and_waits_for_the_end(run, al
     assert not Run.objects.exists()
 
 
-def test_two_thousand_runs_take_no_query_a_row(run, as_alice, django_assert_max_num_queries):
+def test_two_thousand_runs_need_no_query_per_row(run, as_alice, django_assert_max_num_queries):
     copies = []
     for i in range(2000):
         copy = (

@@ -1,4 +1,4 @@
-"""What people do to runs that are there: rename, tag, note, archive, delete."""
+"""Actions on existing runs: rename, tag, annotate, archive, stop, resume, delete."""
 
 from __future__ import annotations
 
@@ -34,11 +34,12 @@ def update_run(
     tags: str | None = None,
     notes: str | None = None,
 ) -> Run:
-    """Rename a run, tag it, write notes to it; None leaves a part as it is. Tags come with commas.
+    """Change a run's name, tags or notes; None leaves a field unchanged. Tags are separated by
+    commas.
 
     Raises:
-        NotAllowed: not theirs to change.
-        UserError: no name, too many tags, or a tag with odd characters.
+        NotAllowed: the user may not change this run.
+        UserError: the name is empty, there are too many tags, or a tag has invalid characters.
     """
     check_changeable(user, run)
     if name is not None:
@@ -62,31 +63,32 @@ def normalize_tags(tags: Iterable[str]) -> str:
     for tag in normalized:
         if not TAG.fullmatch(tag):
             raise UserError(
-                f"The tag {tag[:40]!r} has odd characters or more than 30.", field="tags"
+                f"The tag {tag[:40]!r} is invalid: use at most 30 letters, digits, spaces or _.:/-",
+                field="tags",
             )
     return f",{','.join(normalized)}," if normalized else ""
 
 
 def archive_run(user: User, run: Run, *, restore: bool = False) -> None:
-    """Take a run out of the list, or put it back; nothing of it is lost.
+    """Hide a run from the list, or show it again. Nothing is deleted.
 
     Raises:
-        Conflict: it is not over.
+        Conflict: the run is still active.
     """
     check_changeable(user, run)
     if run.state in UNFINISHED and not restore:
-        raise Conflict(f"{run.name} is not over yet; stop it first.")
+        raise Conflict(f"{run.name} is still active. Stop it first.")
     run.archived_at = None if restore else timezone.now()
     run.save(update_fields=["archived_at"])
 
 
 def delete_run(user: User, run: Run, name: str) -> int:
-    """Delete a run with its curves, checkpoints and files; returns the bytes freed. An adapter on
-    the shelf stays.
+    """Delete a run with its curves, checkpoints and files; returns the number of bytes freed.
+    Registered adapters are kept.
 
     Raises:
-        UserError: `name` is not its name.
-        Conflict: it is not over.
+        UserError: `name` is not the run's name.
+        Conflict: the run is still active.
     """
     check_changeable(user, run)
     check_name_typed(name, run.name)
@@ -97,18 +99,18 @@ def delete_run(user: User, run: Run, name: str) -> int:
             .exclude(state__in=UNFINISHED)
             .exists()
         ):
-            raise Conflict(f"{run.name} is not over yet; stop it first.")
+            raise Conflict(f"{run.name} is still active. Stop it first.")
         folder = run.folder
         Run.objects.filter(pk=run.pk).delete()
     return remove_tree(folder)
 
 
 def stop_run(run: Run, *, discard: bool) -> Run:
-    """Stop a run and keep what it learned, or throw it away. A waiting run ends at once, a living
-    one at its next step.
+    """Stop a run and save its adapter, or discard it. A queued run ends at once, an active one
+    after its current step.
 
     Raises:
-        Conflict: it has ended already.
+        Conflict: the run has already ended.
     """
     requested_action = RequestedAction.DISCARD if discard else RequestedAction.STOP
     changes = {"requested_action": requested_action, "revision": F("revision") + 1}
@@ -118,38 +120,38 @@ def stop_run(run: Run, *, discard: bool) -> Run:
         )
     elif not cancel_queued_run(run, discard=discard):
         run.refresh_from_db()
-        raise Conflict(f"{run.name} has ended already ({run.get_state_display().lower()}).")
+        raise Conflict(f"{run.name} has already ended ({run.get_state_display().lower()}).")
     run_changed.send(Run, run_id=run.pk)
     run.refresh_from_db()
     return run
 
 
 def stop_sweep(sweep: Sweep) -> None:
-    """Stop every run of a sweep that is not over, and keep what they learned."""
+    """Stop every unfinished run of a sweep and save their adapters."""
     for run in sweep.runs.filter(state__in=UNFINISHED):
         try:
             stop_run(run, discard=False)
         except Conflict:
-            continue  # it came to its end by itself in this moment
+            continue  # it has just ended on its own
 
 
 def cancel_queued_run(run: Run, *, discard: bool) -> bool:
-    """End a run that no engine holds. It may be claimed in this very moment, so the UPDATE asks for
-    its state.
+    """End a run that has no engine; returns whether it did. A worker may claim the run at the same
+    time, so the UPDATE checks its state.
     """
     if discard or not any((run.folder / name).exists() for name in ("checkpoints", "trials")):
-        state, message = State.CANCELLED, "Stopped while waiting."
+        state, message = State.CANCELLED, "Cancelled while queued."
     else:
         state, message = (
             State.STOPPED,
-            f"Stopped while waiting, after step {run.step}; its checkpoint is kept.",
+            f"Stopped while queued, after step {run.step}. The checkpoint is kept.",
         )
     with transaction.atomic():
         cancelled = Run.objects.filter(pk=run.pk, state=State.QUEUED).update(
             state=state, message=message, finished_at=timezone.now(), revision=F("revision") + 1
         )
         if cancelled:
-            # It may have been given a device that no worker has taken up yet
+            # The run may have a device that no worker has claimed yet.
             allocations.release_device(run.pk)
             notify_run_ended(run.pk)
     if cancelled and state == State.CANCELLED:
@@ -158,16 +160,16 @@ def cancel_queued_run(run: Run, *, discard: bool) -> bool:
 
 
 def continue_run(user: User, run: Run) -> Run:
-    """Queue a stopped or failed run again; it goes on from its last checkpoint (or anew if it has
-    none).
+    """Queue a stopped or failed run again. It resumes from its last checkpoint, or starts over if
+    there is none.
 
     Raises:
-        NotAllowed: it has used its time, and only an admin lets it go on.
-        Conflict: its owner has as many waiting runs as they may.
-        Conflict: it is not in a state from which it can go on.
+        NotAllowed: the run has used up its device time; only an admin may resume it.
+        Conflict: the owner's limit of queued runs is reached.
+        Conflict: the run is in a state that cannot be resumed.
     """
     checks.check_time_limit(user, run)
-    with transaction.atomic():  # no worker claims it before the old result is gone
+    with transaction.atomic():  # no worker may claim it before the old result is deleted
         checks.check_queue_limit(run.owner)
         updated = Run.objects.filter(
             pk=run.pk, state__in=set(get_source_states(State.QUEUED)) - set(ACTIVE)
@@ -184,7 +186,7 @@ def continue_run(user: User, run: Run) -> Run:
         )
         if not updated:
             raise Conflict(
-                f"{run.name} cannot go on from the state {run.get_state_display().lower()}."
+                f"{run.name} is {run.get_state_display().lower()} and cannot be resumed."
             )
         for name in (STOP_FILE, RESULT_FILE):
             (run.folder / name).unlink(missing_ok=True)

@@ -1,4 +1,6 @@
-"""Runs in the admin site, to look at; their states move by acts and workers only."""
+"""Read-only pages of runs and sweeps in the admin site. Only actions and workers change their
+states.
+"""
 
 from django.contrib import admin
 

@@ -1,5 +1,5 @@
-"""Runs in the API: everything that their pages can do. Lists are paged and filtered from an
-allow-list.
+"""API of runs, with the same functions as their pages. Lists are paginated; their filters come from
+an allow-list.
 """
 
 from typing import Annotated, Any
@@ -39,7 +39,7 @@ from training.runs.worker import oom_recovery
 router = Router(tags=["runs"])
 router.add_router("", launch_api.router)
 router.add_router("", queue_api.router)
-# One router has all methods of an address; ninja answers 405 for what a second one would add.
+# All methods of a path must be on one router: ninja returns 405 for methods on a second one.
 router.post("", response={201: RunOut})(launch_api.create_run)
 MAX_EVENTS = 5_000
 RELATED = (*runs_filters.RELATED, "team")
@@ -52,7 +52,7 @@ def read_sweep(request: AuthenticatedRequest, sweep_id: int) -> Sweep:
 
 @router.post("/sweeps/{int:sweep_id}/stop", response=SweepOut)
 def stop_sweep(request: AuthenticatedRequest, sweep_id: int) -> Sweep:
-    """Stop every run of a sweep that is not over, and keep what they learned."""
+    """Stop every unfinished run of a sweep and save their adapters."""
     sweep = get_changeable(Sweep, request.user, sweep_id, "owner")
     actions.stop_sweep(sweep)
     return sweep
@@ -61,7 +61,9 @@ def stop_sweep(request: AuthenticatedRequest, sweep_id: int) -> Sweep:
 @router.get("", response=list[RunOut])
 @paginate(Pagination)
 def list_runs(request: AuthenticatedRequest, filters: Annotated[RunFiltersIn, Query()]) -> Any:
-    """Runs that you may see. `sort` takes a column's name, with `-` before it for descending."""
+    """The runs that you may see. `sort` is the name of a column, with a leading `-` for descending
+    order.
+    """
     run_filters = runs_filters.RunFilters.from_query(
         {name: str(value) for name, value in filters.dict().items() if value}
     )
@@ -75,7 +77,7 @@ def read_run(request: AuthenticatedRequest, run_id: int) -> Run:
 
 @router.patch("/{int:run_id}", response=RunOut)
 def change_run(request: AuthenticatedRequest, run_id: int, body: RunChange) -> Run:
-    """Rename, tag, note or archive a run."""
+    """Change the name, tags or notes of a run, or archive it."""
     run = get_visible(Run, request.user, run_id, *RELATED)
     tags = None if body.tags is None else ",".join(body.tags)
     actions.update_run(request.user, run, name=body.name, tags=tags, notes=body.notes)
@@ -86,7 +88,7 @@ def change_run(request: AuthenticatedRequest, run_id: int, body: RunChange) -> R
 
 @router.delete("/{int:run_id}", response={204: None})
 def delete_run(request: AuthenticatedRequest, run_id: int, body: ConfirmIn) -> Status[None]:
-    """Delete a run that is over and free its disk; `name` must be its name."""
+    """Delete a run that has ended, with its files. `name` must be the run's name."""
     actions.delete_run(request.user, get_visible(Run, request.user, run_id), body.name)
     return Status(204, None)
 
@@ -109,7 +111,7 @@ def continue_run(request: AuthenticatedRequest, run_id: int) -> Run:
     openapi_extra={"responses": {200: {"content": {"application/yaml": {}}}}},
 )
 def read_config(request: AuthenticatedRequest, run_id: int) -> HttpResponse:
-    """The whole run as YAML; `manage.py launch FILE` starts it again."""
+    """The complete run as YAML; `manage.py launch FILE` launches it again."""
     run = get_visible(Run, request.user, run_id, *RELATED)
     return HttpResponse(yaml_file.to_yaml(run), content_type="application/yaml")
 
@@ -121,8 +123,8 @@ def read_events(
     after: Annotated[int, Query(ge=0, le=2**53)] = 0,
     limit: Annotated[int, Query(ge=1, le=MAX_EVENTS)] = 1000,
 ) -> dict[str, Any]:
-    """Events with numbers after `after`, in order and without gap. Ask again with the `last_seq` of
-    the answer.
+    """Events with numbers above `after`, in order and without gaps. For the next page, pass the
+    returned `last_seq` as `after`.
     """
     run = get_visible(Run, request.user, run_id)
     with consistent_read():
@@ -134,7 +136,9 @@ def read_events(
 def read_evals(
     request: AuthenticatedRequest, run_id: int, offset: Annotated[int, Query(ge=0, le=2**53)] = 0
 ) -> dict[str, Any]:
-    """Measurements on held-out rows that count, in order, at most 5,000 from `offset` on."""
+    """Evaluations on held-out rows, in order, at most 5,000 starting at `offset`. Superseded ones
+    are left out.
+    """
     run = get_visible(Run, request.user, run_id)
     evals = Event.objects.filter(run=run, kind="eval", superseded=False).order_by("step", "seq")[
         offset : offset + MAX_EVENTS
@@ -151,8 +155,8 @@ def read_metrics(
     last_step: Annotated[int | None, Query(ge=0, le=2**53)] = None,
     names: str = "",
 ) -> dict[str, Any]:
-    """Curves with about `points` places; a place stands for many steps with their low, high and
-    mean. Names with commas.
+    """Curves with about `points` points. In a long run a point stands for many steps and has their
+    low, high and mean. `names` is a comma-separated list of metrics.
     """
     run = get_visible(Run, request.user, run_id)
     charted = get_charted_names()
@@ -160,7 +164,7 @@ def read_metrics(
     unknown = [name for name in wanted if name not in charted]
     if unknown:
         raise UserError(
-            f"There is no metric {unknown[0]}; there are {', '.join(charted)}.", field="names"
+            f"Unknown metric {unknown[0]}. Choose from {', '.join(charted)}.", field="names"
         )
     with consistent_read():
         curves = read_curves(
@@ -176,10 +180,10 @@ class MemoryOptionOut(Schema):
     peak_bytes: int | None = Field(description="null: the step has not been simulated")
 
 
-@router.get("/{int:run_id}/ways", response=list[MemoryOptionOut])
+@router.get("/{int:run_id}/memory-options", response=list[MemoryOptionOut])
 def list_memory_options(request: AuthenticatedRequest, run_id: int) -> list[dict[str, Any]]:
-    """Changes with which a run that ran out of memory may go on, those that cost least first, with
-    their forecasts.
+    """Changes that reduce the memory use of a run that ran out of memory, with their forecasts. The
+    least intrusive changes come first.
     """
     run = get_visible(Run, request.user, run_id, *RELATED)
     options = oom_recovery.list_recovery_options(run)
@@ -189,9 +193,9 @@ def list_memory_options(request: AuthenticatedRequest, run_id: int) -> list[dict
     ]
 
 
-@router.post("/{int:run_id}/ways/{name}", response=RunOut)
+@router.post("/{int:run_id}/memory-options/{name}", response=RunOut)
 def apply_memory_option(request: AuthenticatedRequest, run_id: int, name: str) -> Run:
-    """Change a failed or stopped run that way, and let it go on from its last checkpoint."""
+    """Apply a change to a failed or stopped run and resume it from its last checkpoint."""
     return oom_recovery.apply_memory_option(
         request.user, get_changeable(Run, request.user, run_id, *RELATED), name
     )

@@ -1,5 +1,5 @@
-"""The list of runs: filters and order from an allow-list, so that no address can ask the ORM for
-anything else.
+"""Filters and sort order of the list of runs. Both come from an allow-list, so a query string
+cannot reach other fields.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ RUNS_PER_PAGE = 50
 RELATED = ("owner", "base_model", "data__dataset")
 DEFERRED_FIELDS = ("config", "start_info", "notes")
 MAX_TEXT_LENGTH = 100
-# What a column is sorted by. Nothing else from an address reaches order_by().
+# The field that each column is sorted by. Nothing else from a query string reaches order_by().
 SORT_COLUMNS = {
     "state": "state",
     "name": "name",
@@ -35,7 +35,7 @@ SORT_COLUMNS = {
     "owner": "owner__username",
     "started": "created_at",
 }
-# What can be filtered by: the parameter and the field that it is compared with.
+# The parameters for filtering, and the field that each is compared with.
 EXACT_FILTERS = {
     "state": "state",
     "model": "base_model__name",
@@ -47,7 +47,9 @@ EXACT_FILTERS = {
 
 @dataclass(frozen=True)
 class RunFilters:
-    """What an address asks of the list. `sort` is a key of SORTS, with `-` for descending."""
+    """The filters of a query string. `sort` is a key of SORT_COLUMNS, with a leading `-` for
+    descending order.
+    """
 
     values: dict[str, str]
     text: str = ""
@@ -75,7 +77,7 @@ class RunFilters:
         return cls(values, text, tag, sort, query.get("archived") in ("1", "on", "true", "True"))
 
     def build_query_string(self, **changes: str) -> str:
-        """The query string of this list with some parts changed; page numbers are left out."""
+        """The query string of this list with some parameters changed, without the page number."""
         parts = {
             **self.values,
             "q": self.text,
@@ -87,7 +89,7 @@ class RunFilters:
 
 
 def filter_runs(user: User, run_filters: RunFilters) -> Any:
-    """The runs that a person may see and asks for, in order. One query, whatever their number."""
+    """The matching runs that the user may see, sorted. One query for any number of runs."""
     rows = Run.objects.visible_to(user).select_related(*RELATED).defer(*DEFERRED_FIELDS)
     rows = rows.filter(archived_at__isnull=not run_filters.archived)
     rows = rows.filter(**{EXACT_FILTERS[name]: value for name, value in run_filters.values.items()})
@@ -113,7 +115,7 @@ def paginate_runs(user: User, run_filters: RunFilters, page_number: str | None) 
 
 
 def list_filter_choices(user: User) -> dict[str, list[str]]:
-    """What the filters offer: the values that occur. One query a filter."""
+    """The values that occur in each filter's field. One query per filter."""
     rows = Run.objects.visible_to(user).order_by()
     choices = {
         name: sorted(rows.values_list(field, flat=True).distinct())

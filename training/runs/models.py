@@ -1,4 +1,4 @@
-"""A run is one row that tells the truth about it, its events, and its curves in chunks."""
+"""A run is one row with its current state, its events, and its curves in chunks."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from training.runs.states import Priority, RequestedAction, State
 
 
 class Sweep(Owned):
-    """Runs that differ in the settings of a grid, started together."""
+    """Runs that were launched together with the combinations of a grid of settings."""
 
     name = models.CharField(max_length=120)
     grid: models.JSONField[dict[str, Any], dict[str, Any]] = models.JSONField()
-    # What could not start -> why
+    # Members that were not started -> the reason
     refused: models.JSONField[dict[str, str], dict[str, str]] = models.JSONField(default=dict)
     created_at = models.DateTimeField(auto_now_add=True)
 
@@ -32,21 +32,21 @@ class Sweep(Owned):
 
 
 class Run(Owned):
-    """Units: seconds, bytes, steps. Lease times are the database's clock."""
+    """A training run. Units are seconds, bytes and steps. Lease times use the database's clock."""
 
     name = models.CharField(max_length=120)
     base_model = models.ForeignKey(BaseModel, on_delete=models.PROTECT, related_name="runs")
     data = models.ForeignKey(DatasetVersion, on_delete=models.PROTECT, related_name="runs")
     method = models.CharField(max_length=40)
     config: models.JSONField[dict[str, Any], dict[str, Any]] = models.JSONField()
-    # What was asked for beside these settings (launch/request.py): Auto's goal and locks, a sweep's
-    # values, the version that it begins with.
+    # The rest of the launch request (launch/request.py): goal and locks of Auto, the values of a
+    # sweep, the adapter version that training starts from.
     request: models.JSONField[dict[str, Any], dict[str, Any]] = models.JSONField(default=dict)
     created_at = models.DateTimeField(auto_now_add=True)
-    # The adapter version whose weights it began with
+    # The adapter version whose weights training started from
     from_version = models.PositiveBigIntegerField(null=True)
     sweep = models.ForeignKey(Sweep, null=True, on_delete=models.SET_NULL, related_name="runs")
-    # ",one,two,": searched with one LIKE, no table and no join
+    # ",one,two,": one LIKE finds a tag, without another table or a join
     tags = models.CharField(max_length=320, blank=True)
     notes = models.TextField(blank=True)
     archived_at = models.DateTimeField(null=True)
@@ -58,14 +58,14 @@ class Run(Owned):
         max_length=20, choices=RequestedAction.choices, default=RequestedAction.RUN
     )
     message = models.TextField(blank=True)
-    # On devices, that an admin let it go on after
+    # Seconds of device time that an admin has waived
     waived_seconds = models.FloatField(default=0.0)
-    # Of a failed run: the engine's outcome, or `killed`
+    # For a failed run: the engine's outcome, or `killed`
     failure = models.CharField(max_length=20, blank=True)
-    # Null: none has reported yet
+    # Null: no pool has reported yet
     pool = models.ForeignKey(Pool, null=True, on_delete=models.PROTECT, related_name="runs")
     priority = models.CharField(max_length=10, choices=Priority.choices, default=Priority.NORMAL)
-    moved_up_at = models.DateTimeField(null=True)  # to the front of its owner's own runs
+    moved_up_at = models.DateTimeField(null=True)  # when it became the first of its owner's runs
     # queue.py: place, reason, times
     queue_info: models.JSONField[dict[str, Any], dict[str, Any]] = models.JSONField(default=dict)
     queued_at = models.DateTimeField()
@@ -92,7 +92,7 @@ class Run(Owned):
     loss = models.FloatField(null=True)
     eval_loss = models.FloatField(null=True)
     best_eval_loss = models.FloatField(null=True)
-    # Share of held-out prompts answered word for word, by what is exported
+    # Exact match of the exported adapter: the share of held-out prompts with the expected answer
     exact_match = models.FloatField(null=True)
     best_step = models.PositiveIntegerField(null=True)
     peak_memory_bytes = models.PositiveBigIntegerField(default=0)
@@ -120,8 +120,8 @@ class Run(Owned):
         return Path(settings.HOME) / "runs" / str(self.pk)
 
     def get_result_version(self) -> Any:
-        """The adapter version that it left at its end: of its best step, whatever else of it was
-        kept as one.
+        """The adapter version of the run's best step; the newest one if the best step was not
+        saved.
         """
         versions = self.versions.order_by("-pk")
         return versions.filter(step=self.best_step or self.step).first() or versions.first()
@@ -132,8 +132,8 @@ class Run(Owned):
 
 
 class Event(models.Model):
-    """An event of the journal; its fields are the payload. Step events move into curve chunks, 512
-    at a time; the rest stay rows.
+    """An event of the journal. Step events move into curve chunks, 512 at a time; other events stay
+    rows.
     """
 
     run = models.ForeignKey(Run, on_delete=models.CASCADE, related_name="events")
@@ -151,8 +151,8 @@ class Event(models.Model):
 
 
 class CurveChunk(models.Model):
-    """Up to 512 consecutive step events. `superseded`: an attempt that was rewound trained them
-    again.
+    """Up to 512 consecutive step events. `superseded`: a later attempt resumed before these steps
+    and trained them again.
     """
 
     run = models.ForeignKey(Run, on_delete=models.CASCADE, related_name="chunks")
@@ -170,10 +170,10 @@ class CurveChunk(models.Model):
 
 
 class CurveColumn(models.Model):
-    """One number of a chunk's events: float64 values in order, and what a zoomed-out chart needs of
-    them.
+    """One metric of a chunk's events: float64 values in order, and the summary that a zoomed-out
+    chart needs.
 
-    low, high and mean leave out what is not finite; `values` keeps it.
+    low, high and mean ignore values that are not finite; `values` has them all.
     """
 
     chunk = models.ForeignKey(CurveChunk, on_delete=models.CASCADE, related_name="columns")

@@ -1,4 +1,4 @@
-"""Who hears of a run's end: the owner's webhooks, and the owner's open pages."""
+"""Notify the owner when a run ends: by webhooks, and by the owner's open pages."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from training.runs.models import Run
 from training.runs.states import ENDED, State
 from training.webhooks.services import enqueue_deliveries
 
-# Pages ask every 5 s, hidden tabs once a minute; the browser knows what it told
+# Pages poll every 5 s, hidden tabs once a minute; the browser remembers what it has shown
 NOTIFY_WINDOW_SECONDS = 300
 
 
 def notify_run_ended(run_id: int) -> None:
-    """Leave a message for each webhook of the owner. Called once, in the transaction that ends the
+    """Queue a message for each webhook of the owner. Called once, in the transaction that ends the
     run.
     """
     run = Run.objects.select_related("owner").get(pk=run_id)
@@ -38,7 +38,7 @@ def notify_run_ended(run_id: int) -> None:
 
 
 def get_recently_ended(user: User) -> list[dict[str, Any]]:
-    """The person's own runs that ended in the last minute, for the browser's notification."""
+    """The user's own runs that ended within NOTIFY_WINDOW_SECONDS, for browser notifications."""
     since = timezone.now() - timedelta(seconds=NOTIFY_WINDOW_SECONDS)
     rows = Run.objects.filter(owner=user, state__in=ENDED, finished_at__gte=since).only(
         "pk", "name", "state", "finished_at"

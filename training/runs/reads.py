@@ -1,4 +1,4 @@
-"""Reads that must see one moment of the database."""
+"""Reads that need a consistent view of the database."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from django.db import connection, transaction
 
 @contextmanager
 def consistent_read() -> Iterator[None]:
-    """All reads inside see the database as it was at the first: a number and the points up to it
-    fit together.
+    """All reads inside see the same state of the database, so that an event number matches the
+    events up to it.
 
-    SQLite's plain BEGIN takes no write lock (Django's own would: it is set to IMMEDIATE), so nobody
-    waits for a reader.
+    SQLite's plain BEGIN takes no write lock, so readers block no writer. Django's own transactions
+    would: they are configured as IMMEDIATE.
     """
     if connection.in_atomic_block:
         yield

@@ -1,5 +1,5 @@
-"""The files of a run's folder, for looking at. Names are never taken from a request, so no path can
-lead out of it.
+"""List and read the files of a run. File names never come from a request, so no path can lead
+outside the run's folder.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ class RunFile:
 
 
 def list_files(run: Run) -> list[RunFile]:
-    """The run's own files, its checkpoints and its adapter, with their sizes. Links are left
-    out.
+    """The run's own files, its checkpoints and its adapter, with their sizes. Symbolic links are
+    left out.
     """
     paths = [run.folder / name for name in LISTED_FILES]
     for part in ("checkpoints", "adapter"):
@@ -41,7 +41,7 @@ def list_files(run: Run) -> list[RunFile]:
 
 
 def list_checkpoint_steps(run: Run) -> list[int]:
-    """The steps of the whole checkpoints that a run keeps, oldest first."""
+    """The steps of the run's complete checkpoints, oldest first."""
     folders = (run.folder / "checkpoints").glob("step-*")
     return sorted(
         int(folder.name.removeprefix("step-"))
@@ -51,14 +51,14 @@ def list_checkpoint_steps(run: Run) -> list[int]:
 
 
 def read_engine_output(run: Run) -> str:
-    """The end of what the engine and its libraries printed, without colours and progress bars'
-    overwriting.
+    """The end of what the engine and its libraries printed, without colors and without overwritten
+    progress bars.
     """
     path = run.folder / "engine.log"
     if not path.is_file():
         return ""
     try:
-        # A link would show another file of the server
+        # A symbolic link could expose another file of the server.
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
     except OSError:
         return ""

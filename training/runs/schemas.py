@@ -1,6 +1,4 @@
-"""The shapes of runs in the API: what comes in is checked here, what goes out is described here,
-with examples.
-"""
+"""Request and response schemas of runs in the API, with examples."""
 
 from __future__ import annotations
 
@@ -27,7 +25,7 @@ class RunChange(Schema):
 
 class ConfirmIn(Schema):
     model_config = ConfigDict(extra="forbid")
-    name: str = Field(max_length=200, description="the name of what is deleted")
+    name: str = Field(max_length=200, description="the name of the object to delete")
 
 
 class StopIn(Schema):
@@ -36,14 +34,14 @@ class StopIn(Schema):
 
 
 class RunFiltersIn(Schema):
-    """What a list of runs can be asked for; nothing else reaches the database."""
+    """Query parameters of the list of runs. No other parameter reaches the database."""
 
     state: str = ""
     model: str = Field("", max_length=200, description="name of the base model")
     owner: str = Field("", max_length=200)
     data: str = Field("", max_length=200, description="name of the data set")
     method: str = Field("", max_length=40)
-    q: str = Field("", max_length=100, description="in names, tags and notes")
+    q: str = Field("", max_length=100, description="search text in names, tags and notes")
     tag: str = Field("", max_length=40)
     sort: str = Field("-started", max_length=20)
     archived: bool = False
@@ -66,7 +64,7 @@ class RunOut(Schema):
     state: dict[str, Any]
     best_eval_loss: float | None
     exact_match: float | None = Field(
-        description="share of held-out prompts answered word for word"
+        description="share of held-out prompts whose answer is exactly the expected one"
     )
     best_step: int | None
     config: dict[str, Any]

@@ -1,8 +1,8 @@
-"""`run_queued`: a worker should look at this run. `run_changed`: browsers that show it should hear
-of it.
+"""Signals of runs. `run_queued`: a worker should check this run. `run_changed`: browsers that show
+this run should update.
 
-Both may be lost without harm: workers sweep every few seconds, web servers look for themselves.
-They only make it faster.
+Both only reduce latency and may be lost: workers check for runs every few seconds, and web servers
+poll the database.
 """
 
 from __future__ import annotations

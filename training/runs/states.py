@@ -1,4 +1,4 @@
-"""The states of a run and the moves between them: one table, and nothing moves outside it."""
+"""The states of a run and the transitions between them."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from django.db import models
 
 
 class State(models.TextChoices):
-    QUEUED = "queued", "Waiting"
+    QUEUED = "queued", "Queued"
     STARTING = "starting", "Starting"
     RUNNING = "running", "Running"
     STOPPING = "stopping", "Stopping"
@@ -17,16 +17,16 @@ class State(models.TextChoices):
 
 
 class RequestedAction(models.TextChoices):
-    """What its people want of a run; the worker that watches it looks every 250 ms."""
+    """What a user wants a run to do. The run's supervisor checks this every 250 ms."""
 
-    RUN = "run", "go on"
+    RUN = "run", "run"
     STOP = "stop", "stop and save"
     DISCARD = "discard", "stop and discard"
-    TIME_LIMIT = "time", "stop and save, its time is up"
+    TIME_LIMIT = "time", "stop and save, time limit reached"
 
 
 class Priority(models.TextChoices):
-    """The classes of training/gpus/scheduling/state.py; admins grant the first."""
+    """The priorities of training/gpus/scheduling/state.py. Only admins grant urgent."""
 
     URGENT = "urgent", "Urgent"
     NORMAL = "normal", "Normal"
@@ -50,5 +50,5 @@ TRANSITIONS: dict[State, frozenset[State]] = {
 
 
 def get_source_states(state: State) -> list[State]:
-    """The states from which a run may come to this one."""
+    """The states that have a transition to this state."""
     return [source for source, targets in TRANSITIONS.items() if state in targets]

@@ -1,5 +1,5 @@
-"""The state of a run in words and numbers, the same for page, socket and API. It tells only what
-the row knows.
+"""The status of a run as text and figures, the same for pages, socket and API. It uses only the
+run's row.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from training.gpus.ledger import used_by_run
 from training.runs.models import Run
 from training.runs.states import ACTIVE, State
 
-STALE_SECONDS = 30.0  # the queue's words are written again every 10 s while a worker lives
+STALE_SECONDS = 30.0  # a running worker updates queue_info every 10 s
 
 
 def get_run_status(run: Run) -> dict[str, Any]:
@@ -40,7 +40,7 @@ def get_run_status(run: Run) -> dict[str, Any]:
 
 
 def is_worker_lost(run: Run) -> bool:
-    """Active by its row, but no worker has renewed its lease: nobody knows how it is doing."""
+    """Whether the run is active but its lease has expired: its worker is not responding."""
     return (
         run.state in ACTIVE
         and run.lease_expires_at is not None
@@ -49,13 +49,13 @@ def is_worker_lost(run: Run) -> bool:
 
 
 def format_state(run: Run) -> str:
-    return "Out of touch" if is_worker_lost(run) else State(run.state).label
+    return "Worker not responding" if is_worker_lost(run) else State(run.state).label
 
 
 def format_phase(run: Run) -> str:
-    """`tokenizing 4,100 / 12,000`, or what a waiting run waits for."""
+    """`tokenizing 4,100 / 12,000`, or why a queued run is waiting."""
     if is_worker_lost(run):
-        return "no worker watches it; it goes on when one is back"
+        return "training continues when a worker is available again"
     if run.state == State.QUEUED:
         return format_queue_status(run)
     if run.state not in ACTIVE:
@@ -66,17 +66,18 @@ def format_phase(run: Run) -> str:
 
 
 def format_queue_status(run: Run) -> str:
-    """Place and reason in the queue; of old words nobody knows whether they still hold."""
+    """Position and reason in the queue. Information older than STALE_SECONDS is ignored."""
     queue_info = run.queue_info
     if "device" in queue_info:
-        return f"has been given {queue_info['device']}; its worker takes it up"
+        return f"assigned to {queue_info['device']}, starting…"
     if timezone.now().timestamp() - queue_info.get("at", 0) > STALE_SECONDS:
         return "waiting for a worker"
-    return f"place {queue_info['position']} of {queue_info['total']}: {queue_info['reason']}"
+    position, total = queue_info["position"], queue_info["total"]
+    return f"position {position} of {total}: {queue_info['reason']}"
 
 
 def get_progress(run: Run) -> float:
-    """Share of the steps that are done, 0 to 1."""
+    """The completed fraction of the steps, 0 to 1."""
     return min(1.0, run.step / run.total_steps) if run.total_steps else 0.0
 
 
@@ -87,7 +88,7 @@ def estimate_seconds_left(run: Run) -> float | None:
 
 
 def get_comparison_figures(run: Run) -> dict[str, Any]:
-    """What a comparison shows of a run; see `metrics/comparison.FIGURES`."""
+    """The figures of a run for a comparison; see `metrics/comparison.FIGURES`."""
     return {
         "base": run.base_model_id,
         "best_eval_loss": run.best_eval_loss,

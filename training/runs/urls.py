@@ -23,8 +23,16 @@ urlpatterns = [
     path("runs/<int:run_id>/header", views.show_header, name="run-header"),
     path("runs/<int:run_id>/stop", views.stop_run, name="run-stop"),
     path("runs/<int:run_id>/continue", views.continue_run, name="run-continue"),
-    path("runs/<int:run_id>/ways", views.show_memory_options, name="run-ways"),
-    path("runs/<int:run_id>/way", views.apply_memory_option, name="run-way"),
+    path(
+        "runs/<int:run_id>/memory-options",
+        views.show_memory_options,
+        name="run-memory-options",
+    ),
+    path(
+        "runs/<int:run_id>/memory-option",
+        views.apply_memory_option,
+        name="run-memory-option",
+    ),
     path("runs/<int:run_id>/edit", views.edit_run, name="run-edit"),
     path("runs/<int:run_id>/archive", views.archive_run, name="run-archive"),
     path("runs/<int:run_id>/delete", views.delete_run, name="run-delete"),

@@ -1,6 +1,4 @@
-"""The Runs pages: the list, one run live, several side by side, and what people do to runs that are
-there.
-"""
+"""Pages of runs: the list, one live run, comparisons and sweeps, and the actions on them."""
 
 from __future__ import annotations
 
@@ -19,8 +17,7 @@ from training.formatting import format_bytes
 from training.gpus import allocations
 from training.people.permissions import get_changeable, get_visible
 from training.people.requests import AuthenticatedRequest, async_chunks, parse_id
-from training.runs import actions, filters
-from training.runs import run_files as runs_run_files
+from training.runs import actions, filters, run_files
 from training.runs.forecast.target_device import get_target_device
 from training.runs.launch import yaml_file
 from training.runs.live import messages as live_messages
@@ -32,7 +29,7 @@ from training.runs.worker import oom_recovery
 
 Response = TypeVar("Response", bound=HttpResponseBase)
 LOG_LINES = 300
-CHART_POINTS = 600  # twice as many line points: about one for each pixel of a wide screen
+CHART_POINTS = 600  # a line has twice as many points, about one per pixel of a wide screen
 
 
 def list_runs(request: AuthenticatedRequest) -> HttpResponse:
@@ -61,15 +58,15 @@ def list_runs(request: AuthenticatedRequest) -> HttpResponse:
 
 
 def vary_on_htmx(response: HttpResponse) -> HttpResponse:
-    """The same address has a page and a fragment; no cache may give one for the other."""
+    """Prevent caching, because the same URL returns a page or a fragment."""
     patch_vary_headers(response, ["HX-Request"])
     response["Cache-Control"] = "no-store"
     return response
 
 
 def next_sort(current_sort: str, name: str) -> str:
-    """A click sorts by a column, names from the first and numbers from the highest; a second one
-    turns the order.
+    """The sort order after a click on a column: text ascending, numbers descending. A second click
+    reverses the order.
     """
     if current_sort.removeprefix("-") == name:
         return name if current_sort.startswith("-") else f"-{name}"
@@ -89,8 +86,8 @@ def show_run(request: AuthenticatedRequest, run_id: int) -> HttpResponse:
 
 
 def show_header(request: AuthenticatedRequest, run_id: int) -> HttpResponse:
-    """What depends on the state, fetched anew when that changes; the config besides, which trials
-    may have changed.
+    """The parts of the page that depend on the state, and the config, which trials may change. The
+    page fetches them when the state changes.
     """
     run = get_visible(
         Run, request.user, run_id, "owner", "team", "base_model", "data__dataset", "sweep"
@@ -106,6 +103,7 @@ def get_header_context(request: AuthenticatedRequest, run: Run) -> dict[str, Any
         "state": get_run_status(run),
         "adapter": adapter,
         "can_change": can_change,
+        "can_stop": can_change and run.state in (State.QUEUED, State.STARTING, State.RUNNING),
         "allocation": allocations.get_allocation(run.pk),
     }
 
@@ -148,13 +146,15 @@ def archive_run(request: AuthenticatedRequest, run_id: int) -> HttpResponse:
 def delete_run(request: AuthenticatedRequest, run_id: int) -> HttpResponse:
     run = get_visible(Run, request.user, run_id)
     freed = actions.delete_run(request.user, run, request.POST.get("name", ""))
-    messages.success(request, f"{run.name} is deleted; {format_bytes(freed)} are free again.")
+    messages.success(request, f"{run.name} was deleted; {format_bytes(freed)} freed.")
     return redirect("runs")
 
 
 @require_POST
 def archive_runs(request: AuthenticatedRequest) -> HttpResponse:
-    """Archive the ticked runs that one may change and that are over; says how many were not."""
+    """Archive the selected runs that the user may change and that have ended; report how many were
+    skipped.
+    """
     run_ids = [parse_id(text) for text in request.POST.getlist("run")][: filters.RUNS_PER_PAGE]
     archived = 0
     runs = Run.objects.changeable_by(request.user).filter(pk__in=run_ids)
@@ -162,26 +162,22 @@ def archive_runs(request: AuthenticatedRequest) -> HttpResponse:
         actions.archive_run(request.user, run)
         archived += 1
     skipped = len(run_ids) - archived
-    message = f"{archived} archived" + (
-        f"; {skipped} left, since they are not over or not yours." if skipped else "."
-    )
-    messages.success(request, message)
+    note = f" {skipped} skipped: still active, or not yours." if skipped else ""
+    messages.success(request, f"{archived} archived.{note}")
     return redirect("runs")
 
 
 def compare_runs(request: AuthenticatedRequest) -> HttpResponse:
-    """`?run=1&run=2`: curves over each other, what differs, and who is best. The address holds the
-    whole view.
-    """
+    """`?run=1&run=2`: compare curves, settings and figures. The URL contains the whole view."""
     run_ids = list(dict.fromkeys(parse_id(text) for text in request.GET.getlist("run")))
     if not 2 <= len(run_ids) <= comparison.MAX_COMPARED_RUNS:
         raise UserError(
-            f"Choose 2 to {comparison.MAX_COMPARED_RUNS} runs to compare; {len(run_ids)} are chosen.",
+            f"Choose 2 to {comparison.MAX_COMPARED_RUNS} runs to compare, not {len(run_ids)}.",
             field="run",
         )
     rows = Run.objects.visible_to(request.user).select_related(*filters.RELATED).in_bulk(run_ids)
     if len(rows) < len(run_ids):
-        raise NotFound("One of these runs is not there, or not for you to see.")
+        raise NotFound("At least one of these runs does not exist, or you may not see it.")
     compared = [rows[pk] for pk in run_ids]
     settings = [
         {"model": str(one.base_model), "data": str(one.data), **one.config} for one in compared
@@ -208,7 +204,7 @@ def show_log(request: AuthenticatedRequest, run_id: int) -> HttpResponse:
     return render(
         request,
         "runs/_log.html",
-        {"events": reversed(rows), "output": runs_run_files.read_engine_output(run)},
+        {"events": reversed(rows), "output": run_files.read_engine_output(run)},
     )
 
 
@@ -217,8 +213,8 @@ def show_files(request: AuthenticatedRequest, run_id: int) -> HttpResponse:
     can_change = Run.objects.changeable_by(request.user).filter(pk=run.pk).exists()
     values = {
         "run": run,
-        "files": runs_run_files.list_files(run),
-        "steps": runs_run_files.list_checkpoint_steps(run) if can_change else [],
+        "files": run_files.list_files(run),
+        "steps": run_files.list_checkpoint_steps(run) if can_change else [],
     }
     return render(request, "runs/_files.html", values)
 
@@ -249,7 +245,7 @@ def download_parquet(request: AuthenticatedRequest, run_id: int) -> HttpResponse
 
 
 def as_attachment(response: Response, run: Run, extension: str) -> Response:
-    """A download under a name made of the run's number alone: no name of a person reaches a
+    """A download whose file name contains only the run's id, so that no user input reaches a
     header.
     """
     response["Content-Disposition"] = f'attachment; filename="run-{run.pk}.{extension}"'
@@ -257,11 +253,11 @@ def as_attachment(response: Response, run: Run, extension: str) -> Response:
 
 
 def show_memory_options(request: AuthenticatedRequest, run_id: int) -> HttpResponse:
-    """What a run that ran out of memory can go on with, each with its forecast; `?make=1` simulates
-    one that is missing first.
+    """The options to resume a run that ran out of memory, each with its forecast. `?forecast=1`
+    first simulates one option that has no forecast yet.
     """
     run = get_visible(Run, request.user, run_id, "base_model", "data__dataset", "pool")
-    if request.GET.get("make"):
+    if request.GET.get("forecast"):
         oom_recovery.forecast_next_option(run)
     total = get_target_device(run.pool).total
     rows = [
