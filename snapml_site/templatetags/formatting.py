@@ -22,7 +22,7 @@ register.filter("ago", formatting.format_ago)
 register.filter("clock", formatting.format_clock)
 register.filter("in_time", formatting.format_delay)
 
-COLUMN_TITLES = {"progress": "Progress", "heldout": "Best held-out", "memory": "Peak memory"}
+COLUMN_TITLES = {"progress": "Progress", "eval_loss": "Best held-out loss", "memory": "Peak memory"}
 
 
 @register.filter

@@ -29,7 +29,7 @@ function notifyEndedRuns() {
 function updateButton() {
   if (!button) return;
   button.textContent = isEnabled()
-    ? "Turn off notifications in this browser"
+    ? "Stop notifications in this browser"
     : "Notify me in this browser when a run ends";
   const blocked = "Notification" in window && Notification.permission === "denied";
   document.querySelector("[data-notify-message]").textContent = blocked

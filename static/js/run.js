@@ -111,7 +111,7 @@ function fillHeader(now) {
     .map(formatInteger)
     .join(" / ");
   findHeaderField("loss").textContent = formatLoss(now.loss) || "–";
-  findHeaderField("heldout").textContent = formatLoss(now.eval_loss) || "–";
+  findHeaderField("eval_loss").textContent = formatLoss(now.eval_loss) || "–";
   findHeaderField("peak").textContent = formatBytes(now.peak_memory_bytes || null) || "–";
   findHeaderField("label").textContent = now.label;
 }

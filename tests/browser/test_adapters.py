@@ -65,7 +65,7 @@ def test_compare_two_versions_and_vote_blind(page, instance, versions):
     tie = page.get_by_role("button", name="0: Neither is better")
     while expect(tie.or_(end)).to_be_visible() or not end.count():
         expect(page.locator("main")).not_to_contain_text("Lamps 1")
-        page.wait_for_load_state("load")  # until the script listens, a key is nobody's
+        page.wait_for_load_state("load")  # keys work only after the script has loaded
         page.keyboard.press("102"[vote_count % 3])
         vote_count += 1
         expect(

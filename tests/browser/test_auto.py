@@ -132,7 +132,7 @@ def test_a_method_chosen_during_other_requests_shows_its_settings(page, instance
     )
     choose_model_and_data(page)
     page.locator("#method-prefix").check()
-    # Asks for the card, beside the question for the settings
+    # Requests the summary while the settings are being requested
     page.locator("[name=max_steps]").fill("6")
     expect(page.locator("[name=num_virtual_tokens]")).to_be_visible()
     expect(page.locator("[name=max_steps]")).to_have_value("6")

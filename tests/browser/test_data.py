@@ -202,9 +202,7 @@ def test_an_ended_run_is_notified_once(page, instance):
     page.add_init_script(RECORD_NOTIFICATIONS)
     page.goto(instance.address + "/account")
     page.get_by_role("button", name="Notify me in this browser when a run ends").click()
-    expect(
-        page.get_by_role("button", name="Turn off notifications in this browser")
-    ).to_be_visible()
+    expect(page.get_by_role("button", name="Stop notifications in this browser")).to_be_visible()
     settings = {"max_steps": 2, "max_length": 80, "max_tokens_per_batch": 160}
     body = {"model": 1, "data": 1, "name": "Notify", "settings": settings, "accept_warnings": True}
     run = instance.call_api("POST", "/runs", body)["id"]

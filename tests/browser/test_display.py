@@ -135,7 +135,7 @@ def test_a_model_can_be_selected_as_soon_as_its_import_ends(page, instance):
         lambda request: "/runs/new/models" in request.url and model_requests.append(request),
     )
     expect(model.get_by_text("slow-llama (importing)")).to_be_disabled()
-    page.get_by_label("Name", exact=True).fill("Kept")
+    page.get_by_label("Name", exact=True).fill("Unchanged")
     page.locator("#data").select_option(index=1)
     model.select_option(label="tiny-llama")
     page.wait_for_timeout(2500)
@@ -143,7 +143,7 @@ def test_a_model_can_be_selected_as_soon_as_its_import_ends(page, instance):
     instance.run_python(IMPORTED)
     expect(model.locator("option", has_text="slow-llama")).to_be_enabled()
     expect(model.locator("option:checked")).to_have_text("tiny-llama")
-    assert page.get_by_label("Name", exact=True).input_value() == "Kept"
+    assert page.get_by_label("Name", exact=True).input_value() == "Unchanged"
     assert page.locator("#data").input_value() == "1"
     model.select_option(label="slow-llama")
     request_count = len(model_requests)

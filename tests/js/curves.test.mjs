@@ -1,4 +1,4 @@
-// `node --test tests/js/curves.test.mjs`: the numbers behind the charts.
+// Tests of the chart data: `node --test tests/js/curves.test.mjs`.
 import assert from "node:assert/strict";
 import { test } from "node:test";
 
@@ -18,7 +18,7 @@ const snapshot = (steps, series) => ({
 });
 const step = (number, more) => ({ step: number, total_tokens: number, time: number, ...more });
 
-test("a metric that only the snapshot names is drawn, and goes on with live steps", () => {
+test("a metric of the snapshot continues with live steps", () => {
   const curves = Curves.fromSnapshot(snapshot([1, 2], { entropy: [0.5, 0.25] }));
   curves.addStep(step(3, { entropy: 0.125, loss: 9 }));
   assert.deepEqual(curves.buildRangeLine("step", "entropy"), [
@@ -29,7 +29,7 @@ test("a metric that only the snapshot names is drawn, and goes on with live step
   assert.equal(curves.points, 3);
 });
 
-test("a rewind drops the steps that are trained again from every series", () => {
+test("a rewind removes the repeated steps from every series", () => {
   const curves = Curves.fromSnapshot(snapshot([1, 2, 3], { loss: [3, 2, 1], entropy: [1, 1, 1] }));
   curves.rewindTo(1);
   assert.deepEqual(curves.axes.step, [1]);
@@ -38,7 +38,7 @@ test("a rewind drops the steps that are trained again from every series", () => 
   }
 });
 
-test("a bucket is drawn from its low to its high", () => {
+test("the line of a bucket goes from its low to its high", () => {
   const part = { mean: [2], low: [1], high: [50] };
   const axes = { step: [7], total_tokens: [7], time: [7] };
   const curves = Curves.fromLists({ raw: false, points: 512, axes, series: { loss: part } });
@@ -48,7 +48,7 @@ test("a bucket is drawn from its low to its high", () => {
   ]);
 });
 
-test("smoothing begins at the first value and leaves out what is not finite", () => {
+test("smoothing starts at the first value and skips values that are not finite", () => {
   const values = smoothValues([2, NaN, 2], 0.9).map((value) => value && Number(value.toFixed(6)));
   assert.deepEqual(values, [2, null, 2]);
   assert.deepEqual(smoothValues([1, 3], 0), [1, 3]);

@@ -1,4 +1,4 @@
-// `node --test tests/js/formatting.test.mjs`: what the Python twin answers, too.
+// The same cases as for the Python twin: `node --test tests/js/formatting.test.mjs`.
 import assert from "node:assert/strict";
 import { test } from "node:test";
 
@@ -9,8 +9,8 @@ const formatting = await load("static/js/formatting.js");
 
 for (const [name, format] of Object.entries(formatting)) {
   const shared = cases[name.replace(/[A-Z]/g, (letter) => `_${letter.toLowerCase()}`)];
-  test(`${name} answers as its Python twin`, () => {
-    assert.ok(shared, `formatting_cases.json has no cases of ${name}`);
+  test(`${name} formats like its Python twin`, () => {
+    assert.ok(shared, `formatting_cases.json has no cases for ${name}`);
     for (const [values, text] of shared) assert.equal(format(...values), text, `of ${values}`);
   });
 }

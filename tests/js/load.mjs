@@ -1,5 +1,5 @@
-// Modules of static/js that import nothing, in node: as data, since no package.json says that they
-// are modules.
+// Load modules of static/js that have no imports in Node. They are loaded as data URLs, because no
+// package.json declares them as modules.
 import { readFile } from "node:fs/promises";
 
 export const readText = (path) => readFile(new URL(`../../${path}`, import.meta.url), "utf8");

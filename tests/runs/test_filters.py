@@ -54,8 +54,8 @@ def test_the_list_has_the_visible_runs_newest_first(several, alice):
         ({"tag": "good"}, []),
         ({"archived": "1"}, ["Archived"]),
         ({"sort": "name"}, ["Beta", "Gamma", "Lights, tiny"]),
-        ({"sort": "heldout"}, ["Beta", "Gamma", "Lights, tiny"]),
-        ({"sort": "-heldout"}, ["Beta", "Gamma", "Lights, tiny"]),
+        ({"sort": "eval_loss"}, ["Beta", "Gamma", "Lights, tiny"]),
+        ({"sort": "-eval_loss"}, ["Beta", "Gamma", "Lights, tiny"]),
     ],
 )
 def test_filters_and_order(several, alice, query, expected):

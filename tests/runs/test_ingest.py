@@ -22,13 +22,13 @@ def journal():
 
 
 @pytest.fixture
-def watched(run):
+def leased_run(run):
     lease = claim_run(run.pk)
     return lease, Run.objects.get(pk=run.pk)
 
 
-def test_events_become_rows_and_update_the_run(watched, journal):
-    lease, run = watched
+def test_events_become_rows_and_update_the_run(leased_run, journal):
+    lease, run = leased_run
     store_events(
         lease,
         run,
@@ -45,15 +45,15 @@ def test_events_become_rows_and_update_the_run(watched, journal):
 
 
 @pytest.mark.parametrize("kind", ["sample", "saving", "log", "end"])
-def test_events_that_do_not_change_the_run_are_also_stored_once(watched, journal, kind):
-    lease, run = watched
+def test_events_that_do_not_change_the_run_are_also_stored_once(leased_run, journal, kind):
+    lease, run = leased_run
     for _ in range(3):
         store_events(lease, run, journal.lines({"kind": kind, "step": 1}), 10)
     assert Event.objects.filter(run=run, kind=kind).count() == run.last_seq == 3
 
 
-def test_a_missing_or_repeated_event_number_stores_nothing(watched, journal):
-    lease, run = watched
+def test_a_missing_or_repeated_event_number_stores_nothing(leased_run, journal):
+    lease, run = leased_run
     lines = journal.lines(step_event(1), step_event(2))
     store_events(lease, run, lines[:1], 10)
     for wrong in (lines[:1], journal.lines(step_event(3))):
@@ -64,8 +64,8 @@ def test_a_missing_or_repeated_event_number_stores_nothing(watched, journal):
     assert Run.objects.get(pk=run.pk).last_seq == 2
 
 
-def test_a_worker_without_the_lease_stores_nothing(watched, journal):
-    lease, run = watched
+def test_a_worker_without_the_lease_stores_nothing(leased_run, journal):
+    lease, run = leased_run
     Run.objects.filter(pk=run.pk).update(lease_token="another")
     with pytest.raises(LeaseLost):
         store_events(lease, run, journal.lines(step_event(1)), 10)
@@ -73,8 +73,8 @@ def test_a_worker_without_the_lease_stores_nothing(watched, journal):
     assert run.last_seq == 0
 
 
-def test_steps_move_into_chunks_and_are_read_back_unchanged(watched, journal):
-    lease, run = watched
+def test_steps_move_into_chunks_and_are_read_back_unchanged(leased_run, journal):
+    lease, run = leased_run
     lines = journal.lines(*[step_event(n, 1 / n) for n in range(1, 2 * CHUNK_SIZE + 100)])
     for at in range(0, len(lines), 200):
         store_events(lease, run, lines[at : at + 200], at)
@@ -84,8 +84,8 @@ def test_steps_move_into_chunks_and_are_read_back_unchanged(watched, journal):
     assert back == lines
 
 
-def test_values_that_are_not_finite_are_stored_and_give_valid_json(watched, journal):
-    lease, run = watched
+def test_values_that_are_not_finite_are_stored_and_give_valid_json(leased_run, journal):
+    lease, run = leased_run
     store_events(
         lease,
         run,
@@ -101,8 +101,8 @@ def test_values_that_are_not_finite_are_stored_and_give_valid_json(watched, jour
     json.dumps(build_snapshot(run.pk, 100), allow_nan=False)
 
 
-def test_a_nul_character_of_a_model_can_be_stored(watched, journal):
-    lease, run = watched
+def test_a_nul_character_of_a_model_can_be_stored(leased_run, journal):
+    lease, run = leased_run
     store_events(
         lease,
         run,
@@ -114,8 +114,8 @@ def test_a_nul_character_of_a_model_can_be_stored(watched, journal):
     assert Event.objects.get(run=run).fields["prompt"] == "a\ufffd"
 
 
-def test_a_resume_supersedes_the_steps_that_are_repeated(watched, journal):
-    lease, run = watched
+def test_a_resume_supersedes_the_steps_that_are_repeated(leased_run, journal):
+    lease, run = leased_run
     lines = journal.lines(
         *[step_event(n) for n in range(1, 701)], {"kind": "eval", "step": 700, "eval_loss": 1.0}
     )
@@ -139,8 +139,8 @@ def test_a_resume_supersedes_the_steps_that_are_repeated(watched, journal):
     ] == list(range(501, 701))
 
 
-def test_a_resume_from_the_beginning_supersedes_the_first_evaluation(watched, journal):
-    lease, run = watched
+def test_a_resume_from_the_beginning_supersedes_the_first_evaluation(leased_run, journal):
+    lease, run = leased_run
     store_events(
         lease, run, journal.lines({"kind": "eval", "step": 0, "eval_loss": 1.0}, step_event(1)), 1
     )
@@ -156,8 +156,8 @@ def test_a_resume_from_the_beginning_supersedes_the_first_evaluation(watched, jo
 
 
 @pytest.mark.parametrize("limit", [100, 700, 2000])
-def test_after_many_resumes_a_reader_gets_every_event_once(watched, journal, limit):
-    lease, run = watched
+def test_after_many_resumes_a_reader_gets_every_event_once(leased_run, journal, limit):
+    lease, run = leased_run
     at = 0
     for attempt in range(2, 12):
         store_events(
@@ -178,14 +178,14 @@ def test_after_many_resumes_a_reader_gets_every_event_once(watched, journal, lim
     assert seen == list(range(1, journal.seq + 1))
 
 
-def test_the_sparkline_stays_short(watched, journal):
-    lease, run = watched
+def test_the_sparkline_stays_short(leased_run, journal):
+    lease, run = leased_run
     store_events(lease, run, journal.lines(*[step_event(n) for n in range(1, 501)]), 1)
     assert 30 <= len(Run.objects.get(pk=run.pk).sparkline) <= 60
 
 
-def test_a_resume_restores_the_best_eval_loss(watched, journal):
-    lease, run = watched
+def test_a_resume_restores_the_best_eval_loss(leased_run, journal):
+    lease, run = leased_run
 
     def measured(n, loss):
         return {

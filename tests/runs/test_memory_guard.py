@@ -54,7 +54,7 @@ def sample_memory(guard, times=MIN_SAMPLES):
 def test_memory_over_the_limit_is_reported_after_several_samples(shared):
     reserve_other_run(shared)
     samples = sample_memory(MemoryGuard(shared.pk))
-    assert samples[:-1] == [0] * (MIN_SAMPLES - 1), "one look may meet a moment"
+    assert samples[:-1] == [0] * (MIN_SAMPLES - 1), "one sample may be a short peak"
     assert samples[-1] > 10**7, "what this process takes"
 
 
@@ -169,10 +169,10 @@ def test_a_run_over_its_reservation_saves_a_checkpoint_and_reserves_more(
     Pool.objects.update(runs_per_device=2)
     run = launched(max_steps=100_000, save_steps=100_000, eval_steps=100_000)
     Run.objects.filter(pk=run.pk).update(forecast={"peak": 10**6})
-    watcher = start_supervisor(run)
+    thread = start_supervisor(run)
     wait_until(lambda: Run.objects.get(pk=run.pk).step > 0)
     reserve_other_run(run)
-    watcher.join(60)
+    thread.join(60)
     run.refresh_from_db()
     assert_mentions(run.message, "reserved 1.0 MB", "no steps are lost")
     assert run.state == State.QUEUED and run.forecast["peak"] > 10**8

@@ -36,7 +36,7 @@ def simulated(monkeypatch):
     )
     monkeypatch.setattr(
         "training.runs.forecast.memory_options.forecast_memory",
-        lambda law, config, _found, _framework: {
+        lambda estimator, config, _lengths, _overhead: {
             "peak": (4 if config.gradient_checkpointing else 16) * GB // config.micro_batch_splits
         },
     )

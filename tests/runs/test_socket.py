@@ -286,7 +286,7 @@ async def test_an_internal_error_closes_the_socket_so_that_the_browser_reconnect
     run, alice, monkeypatch
 ):
     async def broken(_run_id):
-        raise RuntimeError("the database is gone")
+        raise RuntimeError("the database is not available")
 
     monkeypatch.setattr(consumers, "read_revision", broken)
     socket, _ = await connect_socket(alice)

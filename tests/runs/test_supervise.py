@@ -44,10 +44,10 @@ def test_a_queued_run_trains_and_its_adapter_is_registered(launched):
 
 def test_a_stopped_run_saves_its_adapter(launched):
     run = launched(max_steps=100_000)
-    watcher = start_supervisor(run)
+    thread = start_supervisor(run)
     wait_until(lambda: Run.objects.get(pk=run.pk).step > 0)
     stop_run(run, discard=False)
-    watcher.join(60)
+    thread.join(60)
     run.refresh_from_db()
     assert run.state == State.STOPPED
     assert AdapterVersion.objects.get(run=run).step > 0
@@ -56,10 +56,10 @@ def test_a_stopped_run_saves_its_adapter(launched):
 def test_shutdown_saves_a_checkpoint_and_queues_the_run_again(launched, monkeypatch):
     monkeypatch.setattr(supervisor, "shutting_down", threading.Event())
     run = launched(max_steps=100_000, save_steps=100_000, eval_steps=100_000)
-    watcher = start_supervisor(run)
+    thread = start_supervisor(run)
     wait_until(lambda: Run.objects.get(pk=run.pk).step > 0)
     supervisor.shutting_down.set()
-    watcher.join(60)
+    thread.join(60)
     run.refresh_from_db()
     assert run.state == State.QUEUED
     assert "Paused at step" in run.message

@@ -30,7 +30,7 @@ SORT_COLUMNS = {
     "data": "data__dataset__name",
     "progress": "step",
     "loss": "loss",
-    "heldout": "best_eval_loss",
+    "eval_loss": "best_eval_loss",
     "memory": "peak_memory_bytes",
     "owner": "owner__username",
     "started": "created_at",

@@ -107,6 +107,7 @@ class RunSupervisor:
         lease_timer = RateLimiter(RENEW_SECONDS)
         request_timer = RateLimiter(REQUEST_POLL_SECONDS)
         memory_timer = RateLimiter(MEMORY_CHECK_SECONDS)
+        has_events = False
         while True:
             try:
                 # Check the process before reading the journal: then everything that the engine
