@@ -2,6 +2,7 @@
 
 import pytest
 
+from tests.user_errors import raises_user_error
 from training.errors import Conflict, NotAllowed, UserError
 from training.runs import actions
 from training.runs.filters import SORT_COLUMNS, RunFilters, filter_runs
@@ -122,9 +123,9 @@ def test_archived_runs_are_hidden_until_they_are_restored(several, as_alice, ali
 
 
 def test_deleting_needs_the_name_and_an_ended_run_and_frees_the_disk(run, alice, people):
-    with pytest.raises(UserError, match="Type the name Lights, tiny"):
+    with raises_user_error(field="name", naming=("Lights, tiny",)):
         actions.delete_run(alice, run, "Lights")
-    with pytest.raises(Conflict, match="still active"):
+    with raises_user_error(Conflict, naming=(run.name,)):
         actions.delete_run(alice, run, run.name)
     Run.objects.filter(pk=run.pk).update(state="failed")
     with pytest.raises(NotAllowed):

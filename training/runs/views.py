@@ -37,11 +37,16 @@ def list_runs(request: AuthenticatedRequest) -> HttpResponse:
     page = filters.paginate_runs(request.user, run_filters, request.GET.get("page"))
     values = {
         "page": page,
+        "list_query": run_filters.build_query_string(),
         "run_filters": run_filters,
         "run_rows": [(run, get_run_status(run)) for run in page],
         "has_unfinished": any(run.state in UNFINISHED for run in page),
         "sort_links": [
-            (name, run_filters.build_query_string(sort=next_sort(run_filters.sort, name)))
+            (
+                name,
+                run_filters.build_query_string(sort=next_sort(run_filters.sort, name)),
+                get_sort_order(run_filters.sort, name),
+            )
             for name in filters.SORT_COLUMNS
         ],
     }
@@ -62,6 +67,11 @@ def vary_on_htmx(response: HttpResponse) -> HttpResponse:
     patch_vary_headers(response, ["HX-Request"])
     response["Cache-Control"] = "no-store"
     return response
+
+
+def get_sort_order(current_sort: str, name: str) -> str:
+    """The value of the column's aria-sort attribute; empty if the list has another order."""
+    return {name: "ascending", f"-{name}": "descending"}.get(current_sort, "")
 
 
 def next_sort(current_sort: str, name: str) -> str:

@@ -3,7 +3,7 @@
 SQLite: `PRAGMA data_version` changes with every commit of another connection. It takes 5 us, so it
     is polled every 20 ms.
 PostgreSQL: the revisions of the watched runs are read every 250 ms, or at once after a notification
-through Redis.
+    through Redis.
 """
 
 from __future__ import annotations

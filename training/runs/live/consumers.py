@@ -1,7 +1,7 @@
 """The live socket: check permissions, then send a run's events from the browser's cursor on.
 
-Client: `{"type": "sub", "run", "cursor", "points"}`, `{"type": "ack", "run", "seq"}`, `{"type":
-"unsub", "run"}`.
+Client: `{"type": "sub", "run", "cursor", "points"}`, `{"type": "ack", "run", "seq"}`,
+    `{"type": "unsub", "run"}`.
 
 Server: `snap`, then one `delta` after another (messages.py). Each subscription has at most one
 unacknowledged frame; meanwhile the server keeps only a cursor. A slow browser therefore costs no
