@@ -1,4 +1,4 @@
-"""Adapters in the admin site, to look at; they come from runs."""
+"""Adapter versions in the admin site, read only: runs and imports create them."""
 
 from django.contrib import admin
 

@@ -1,4 +1,4 @@
-"""Adapter versions in the API: what their pages can do."""
+"""API for adapter versions."""
 
 from datetime import datetime
 from typing import Any, Literal
@@ -72,7 +72,7 @@ class AdapterOut(Schema):
 
 class AdapterUpdateIn(Schema):
     model_config = ConfigDict(extra="forbid")
-    tags: str | None = Field(None, max_length=320, description="With commas.")
+    tags: str | None = Field(None, max_length=320, description="Comma-separated.")
     notes: str | None = Field(None, max_length=10_000)
 
 
@@ -87,7 +87,7 @@ class FreedOut(Schema):
 
 class ContinueIn(Schema):
     model_config = ConfigDict(extra="forbid")
-    data: int | None = Field(None, description="Another version of data; its own if left out.")
+    data: int | None = Field(None, description="Dataset version; by default the adapter's own.")
     settings: dict[str, Any] = {}
     name: str = Field("", max_length=120)
 
@@ -109,8 +109,8 @@ class GgufIn(Schema):
 
 class PushIn(Schema):
     model_config = ConfigDict(extra="forbid")
-    repository: str = Field(max_length=96, description="`owner/name` on the hub")
-    token: str = Field(max_length=200, description="an access token of the hub that may write")
+    repository: str = Field(max_length=96, description="`owner/name` on the Hub.")
+    token: str = Field(max_length=200, description="A Hub access token with write permission.")
     what: Literal["adapter", "merged"] = "adapter"
     private: bool = True
 
@@ -153,8 +153,8 @@ def list_adapters(request: AuthenticatedRequest) -> Any:
 def import_adapter(
     request: AuthenticatedRequest, base: Form[int], name: Form[str], file: File[list[UploadedFile]]
 ) -> Any:
-    """`adapter_config.json` and `adapter_model.safetensors` made elsewhere with PEFT, or a zip;
-    `base` is a catalog id.
+    """Import an adapter trained elsewhere with PEFT: `adapter_config.json` and
+    `adapter_model.safetensors`, or a zip of both. `base` is the ID of a model in the catalog.
     """
     model = BaseModel.objects.filter(pk=min(base, 2**53)).first()
     if model is None:
@@ -164,7 +164,7 @@ def import_adapter(
 
 @router.post("/checkpoints", response={201: AdapterOut})
 def register_checkpoint(request: AuthenticatedRequest, body: RegisterCheckpointIn) -> Any:
-    """A kept checkpoint of a run as a version."""
+    """Register a checkpoint of a run as an adapter version."""
     run = get_changeable(
         Run, request.user, body.run, "owner", "team", "base_model", "data__dataset"
     )
@@ -173,7 +173,7 @@ def register_checkpoint(request: AuthenticatedRequest, body: RegisterCheckpointI
 
 @router.get("/disk", response=dict[str, Any])
 def read_disk_usage(request: AuthenticatedRequest) -> Any:
-    """Bytes by owner, adapter and run, of what one may see."""
+    """Disk usage in bytes by owner, adapter and run, for everything visible to you."""
     return actions.get_disk_usage(request.user)
 
 
@@ -187,8 +187,8 @@ def update_adapter(
 
 @router.delete("/{int:adapter_id}", response=FreedOut)
 def delete_adapter(request: AuthenticatedRequest, adapter_id: int, body: NameIn) -> Any:
-    """Delete a version that no deployment answers with; `name` is its name with its number, such as
-    `Lights v2`.
+    """Delete a version that no deployment uses. `name` is its name with its number, such as `Lights
+    v2`.
     """
     version = get_changeable(AdapterVersion, request.user, adapter_id)
     return {"freed_bytes": actions.delete_version(request.user, version, body.name)}
@@ -196,13 +196,13 @@ def delete_adapter(request: AuthenticatedRequest, adapter_id: int, body: NameIn)
 
 @router.post("/{int:adapter_id}/continue", response={201: LaunchedOut})
 def continue_from(request: AuthenticatedRequest, adapter_id: int, body: ContinueIn) -> Any:
-    """A run that begins with this version's weights; `settings` are those that change."""
+    """Start a run from this version's weights; `settings` lists only the settings to change."""
     version = get_visible(
         AdapterVersion, request.user, adapter_id, "base_model", "data__dataset__team"
     )
     data = get_visible_version(request.user, body.data) if body.data is not None else None
     if body.data is not None and data is None:
-        raise NotFound("There is no such data that you may see.", field="data")
+        raise NotFound("Dataset version not found.", field="data")
     run = continue_training.continue_from(
         request.user, version, data=data, changes=body.settings, name=body.name
     )
@@ -211,8 +211,8 @@ def continue_from(request: AuthenticatedRequest, adapter_id: int, body: Continue
 
 @router.post("/{int:adapter_id}/merge", response={202: JobOut})
 def merge_adapter(request: AuthenticatedRequest, adapter_id: int) -> Any:
-    """Merge it into its base in the background, checked against the adapter; ask again for how far
-    it is.
+    """Merge the adapter into its base model in the background and compare the outputs of both.
+    Repeat the request to see the progress.
     """
     return 202, merge.merge_version(
         request.user, get_changeable(AdapterVersion, request.user, adapter_id, "base_model")
@@ -221,15 +221,15 @@ def merge_adapter(request: AuthenticatedRequest, adapter_id: int) -> Any:
 
 @router.post("/{int:adapter_id}/gguf", response={202: JobOut})
 def export_gguf(request: AuthenticatedRequest, adapter_id: int, body: GgufIn) -> Any:
-    """Write its merged model as a GGUF file in the background, run back through llama.cpp."""
+    """Export the merged model as a GGUF file in the background and check it with llama.cpp."""
     version = get_changeable(AdapterVersion, request.user, adapter_id, "base_model")
     return 202, gguf.export_gguf(request.user, version, body.quantization)
 
 
 @router.post("/{int:adapter_id}/push", response={202: JobOut})
 def push_adapter(request: AuthenticatedRequest, adapter_id: int, body: PushIn) -> Any:
-    """Push it, or its merged model, to the hub in the background; the token is forgotten once the
-    push has begun.
+    """Push the adapter or its merged model to the Hugging Face Hub in the background. The token is
+    deleted when the push starts.
     """
     return 202, hub.push_to_hub(
         request.user,
@@ -243,9 +243,9 @@ def read_adapter(request: AuthenticatedRequest, adapter_id: int) -> AdapterVersi
     return get_visible(AdapterVersion, request.user, adapter_id, "owner", "base_model")
 
 
-@router.get("/{int:adapter_id}/heldout", response=HeldOutPromptOut)
+@router.get("/{int:adapter_id}/held-out", response=HeldOutPromptOut)
 def read_held_out_prompt(request: AuthenticatedRequest, adapter_id: int) -> Any:
-    """A prompt that this adapter was not trained on, and what is expected of it."""
+    """A random held-out prompt of this adapter's data, with its expected answer."""
     return views.get_held_out_prompt(request, adapter_id)
 
 
@@ -253,7 +253,7 @@ def read_held_out_prompt(request: AuthenticatedRequest, adapter_id: int) -> Any:
 def try_adapter(
     request: AuthenticatedRequest, adapter_id: int, body: PlaygroundIn
 ) -> HttpResponseBase:
-    """The answer of base or adapter to a conversation, as server-sent events in OpenAI's chunks."""
+    """Stream a reply of the base model or the adapter as server-sent events in OpenAI's format."""
     return views.stream_playground(request, adapter_id, body.dict())
 
 
@@ -262,7 +262,5 @@ ZIP_RESPONSE: dict[str, Any] = {"responses": {200: {"content": {"application/zip
 
 @router.get("/{int:adapter_id}/download", openapi_extra=ZIP_RESPONSE)
 def download_adapter(request: AuthenticatedRequest, adapter_id: int) -> HttpResponseBase:
-    """A zip of `adapter_model.safetensors` and `adapter_config.json`, as plain PEFT loads them; or
-    of the whole model.
-    """
+    """Download a zip of the adapter as PEFT loads it, or of the full model."""
     return views.download_adapter(request, adapter_id)

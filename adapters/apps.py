@@ -6,8 +6,8 @@ class AdaptersConfig(AppConfig):
     label = "adapters"
 
     def ready(self) -> None:
-        """Runs do not know adapters (ARCHITECTURE.md), so what they do for runs and workers is hung
-        up here.
+        """Register the hooks and jobs that runs and workers call. Runs must not import adapters
+        (ARCHITECTURE.md), so this app registers itself with them.
         """
         from adapters.evaluation.replies import ANSWERS_JOB
         from adapters.evaluation.weight_analysis import COMPARE_JOB

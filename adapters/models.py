@@ -1,4 +1,4 @@
-"""What came out of training: versions on a shelf, and the names under which they answer."""
+"""Models for trained adapters: versions, deployments, and the data for comparing versions."""
 
 from __future__ import annotations
 
@@ -18,11 +18,10 @@ from training.runs.models import Run
 
 
 class AdapterVersion(Owned):
-    """What a checkpoint learned, copied out of its run's folder so that it outlives it; never
-    written again.
+    """The weights of a checkpoint, copied from the run's folder so that they outlive it. Immutable.
 
-    `provenance` is what was true when it was made: settings, seed, data, base and its revision, library
-    versions, costs.
+    `provenance` records how the version was made: settings, seed, data, base model and its
+    revision, library versions and costs.
     """
 
     name = models.CharField(max_length=120)
@@ -37,7 +36,8 @@ class AdapterVersion(Owned):
     step = models.PositiveIntegerField()
     sha256 = models.CharField(max_length=64)  # of the weights
     provenance: models.JSONField[dict[str, Any], dict[str, Any]] = models.JSONField(default=dict)
-    tags = models.CharField(max_length=320, blank=True)  # as a run's: ",candidate,production,"
+    # In the format of a run's tags: ",candidate,production,"
+    tags = models.CharField(max_length=320, blank=True)
     notes = models.TextField(blank=True)
     exact_match = models.FloatField(null=True)
     eval_loss = models.FloatField(null=True)
@@ -77,8 +77,8 @@ class AdapterVersion(Owned):
 
     @property
     def comparison_default(self) -> AdapterVersion | None:
-        """What its maker will want it compared with: what it came from, else the newest older one
-        of the same base and data.
+        """The version to compare this one with by default: its parent, else the newest older
+        version of the same base and data.
         """
         candidates = AdapterVersion.objects.filter(
             owner=self.owner_id, team=self.team_id, base_model=self.base_model_id, pk__lt=self.pk
@@ -96,12 +96,12 @@ class AdapterVersion(Owned):
 
     @property
     def merged_folder(self) -> Path:
-        """Where the model lies that it is merged into its base, once it is (export/merge.py)."""
+        """The folder of the merged model, which exists after a merge (export/merge.py)."""
         return Path(settings.HOME) / "merged" / str(self.pk)
 
 
 class VersionCounter(models.Model):
-    """The last number given under a name: that of a version which is deleted is not given again."""
+    """The last version number used for a name. The number of a deleted version is never reused."""
 
     owner = models.ForeignKey(User, on_delete=models.CASCADE, related_name="+")
     name = models.CharField(max_length=120)
@@ -114,8 +114,8 @@ class VersionCounter(models.Model):
 
 
 class Deployment(Owned):
-    """A stable name that answers with a version, or with two that share its traffic: `share` per
-    cent go to `canary`.
+    """A stable name that serves one version, or two that split the traffic: `canary` gets
+    `canary_percent` percent of the requests.
     """
 
     name = models.SlugField(max_length=63, unique=True)
@@ -126,7 +126,7 @@ class Deployment(Owned):
         AdapterVersion, null=True, on_delete=models.PROTECT, related_name="canary_deployments"
     )
     canary_percent = models.PositiveSmallIntegerField(default=0)
-    # Answer merged where that is possible and ready; else attached to the base
+    # Serve the merged model once it exists, else the base model with the adapter attached
     use_merged = models.BooleanField(default=True)
     created_at = models.DateTimeField(auto_now_add=True)
 
@@ -138,7 +138,7 @@ class Deployment(Owned):
 
 
 class DeploymentChange(models.Model):
-    """The history of a deployment. Labels stay when a version has been deleted."""
+    """An entry in a deployment's history. Its labels remain when a version is deleted."""
 
     deployment = models.ForeignKey(Deployment, on_delete=models.CASCADE, related_name="changes")
     at = models.DateTimeField(auto_now_add=True)
@@ -160,8 +160,8 @@ class DeploymentChange(models.Model):
 
 
 class RequestLog(models.Model):
-    """One answer of a deployment. Kept for a week (serving/usage.py); what is older is in
-    `UsageCounter`.
+    """One request that a deployment served. Logs are deleted after a week (serving/usage.py);
+    `UsageCounter` keeps the totals.
     """
 
     deployment = models.ForeignKey(
@@ -180,7 +180,7 @@ class RequestLog(models.Model):
 
 
 class UsageCounter(models.Model):
-    """How many answers a version has given under a name, since it first did."""
+    """How many requests of a deployment a version has served in total."""
 
     deployment = models.ForeignKey(
         Deployment, on_delete=models.CASCADE, related_name="usage_counters"
@@ -197,10 +197,10 @@ class UsageCounter(models.Model):
 
 
 class PromptSet(Owned):
-    """Prompts that versions are compared on. `rows`: `[{"messages": [...], "expected": "..."}]`."""
+    """Prompts for comparing versions. `rows`: `[{"messages": [...], "expected": "..."}]`."""
 
     name = models.CharField(max_length=120)
-    # Where they are drawn from
+    # The dataset that the prompts were drawn from
     data = models.ForeignKey(DatasetVersion, null=True, on_delete=models.SET_NULL, related_name="+")
     rows: models.JSONField[list[Any], list[Any]] = models.JSONField()
     created_at = models.DateTimeField(auto_now_add=True)
@@ -214,8 +214,8 @@ class PromptSet(Owned):
 
 
 class Reply(models.Model):
-    """What a version (null: a base) said to a row of a prompt set, greedily, and how that scores
-    (scores.py).
+    """The greedy reply of a version (null: of the base model) to a row of a prompt set, and its
+    scores (scores.py).
     """
 
     prompts = models.ForeignKey(PromptSet, on_delete=models.CASCADE, related_name="replies")
@@ -246,8 +246,8 @@ class Reply(models.Model):
 
 
 class Vote(models.Model):
-    """A person's blind choice between two versions' replies to a row: `first`, `second`, or neither
-    (`tie`).
+    """A person's blind choice between two versions' replies to a row: `first`, `second`
+    or `tie`.
     """
 
     prompts = models.ForeignKey(PromptSet, on_delete=models.CASCADE, related_name="votes")
@@ -267,7 +267,7 @@ class Vote(models.Model):
 
 
 def file_stem(version: AdapterVersion) -> str:
-    """A name that is safe in a header and on every disk."""
+    """A file name for a version, safe in HTTP headers and on every file system."""
     safe = (
         "".join(c if c.isascii() and c.isalnum() else "-" for c in version.name).strip("-")
         or "adapter"

@@ -11,7 +11,7 @@ urlpatterns = [
     path("adapters", views.list_adapters, name="adapters"),
     path("adapters/compare", evaluation_views.compare_versions, name="adapters-compare"),
     path("adapters/compare/answers", evaluation_views.show_answers, name="adapters-answers"),
-    path("adapters/compare/ask", evaluation_views.request_replies, name="adapters-ask"),
+    path("adapters/compare/generate", evaluation_views.request_replies, name="adapters-generate"),
     path("adapters/compare/weights", evaluation_views.analyze_weights, name="adapters-weights"),
     path(
         "adapters/compare/prompts/<int:prompts_id>/delete",
@@ -39,14 +39,18 @@ urlpatterns = [
         export_views.download_gguf,
         name="adapter-gguf-file",
     ),
-    path("runs/<int:run_id>/keep", registry_views.register_checkpoint, name="run-keep"),
+    path("runs/<int:run_id>/register", registry_views.register_checkpoint, name="run-register"),
     path("adapters/<int:adapter_id>", views.show_adapter, name="adapter"),
     path("adapters/<int:adapter_id>/download", views.download_adapter, name="adapter-download"),
-    path("adapters/<int:adapter_id>/heldout", views.show_held_out_prompt, name="adapter-heldout"),
+    path("adapters/<int:adapter_id>/held-out", views.show_held_out_prompt, name="adapter-held-out"),
     path("adapters/<int:adapter_id>/try", views.try_adapter, name="adapter-try"),
     path("benchmarks/new", benchmark_views.new_benchmark, name="benchmark-new"),
     path("benchmarks/<int:sweep_id>", benchmark_views.show_benchmark, name="benchmark"),
-    path("benchmarks/<int:sweep_id>/ask", benchmark_views.request_replies, name="benchmark-ask"),
+    path(
+        "benchmarks/<int:sweep_id>/generate",
+        benchmark_views.request_replies,
+        name="benchmark-generate",
+    ),
     path(
         "benchmarks/<int:sweep_id>/export", benchmark_views.export_report, name="benchmark-export"
     ),
@@ -63,7 +67,11 @@ urlpatterns = [
         "deployments/<slug:name>/switch", serving_views.switch_deployment, name="deployment-switch"
     ),
     path(
-        "deployments/<slug:name>/back", serving_views.roll_back_deployment, name="deployment-back"
+        "deployments/<slug:name>/roll-back",
+        serving_views.roll_back_deployment,
+        name="deployment-roll-back",
     ),
-    path("deployments/<slug:name>/down", serving_views.delete_deployment, name="deployment-down"),
+    path(
+        "deployments/<slug:name>/delete", serving_views.delete_deployment, name="deployment-delete"
+    ),
 ]

@@ -1,4 +1,4 @@
-"""The shelf, an adapter's page with "Try it", and its download."""
+"""Pages: the adapter list and an adapter's page with its playground and download."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ from training.runs.metrics.comparison import flatten_settings
 
 MAX_BODY_BYTES = 200_000
 VERSIONS_PER_PAGE = 100
-MAX_SWITCHES = 12  # deployments that a version's page offers to switch; all are on their own page
+MAX_SWITCHES = 12  # deployments offered on a version's page; /deployments lists all
 
 
 def list_adapters(request: AuthenticatedRequest) -> HttpResponse:
-    """Newest versions first within a base; `?q=` looks into names and tags."""
+    """List versions by base model, newest first; `?q=` searches names and tags."""
     rows = AdapterVersion.objects.visible_to(request.user).select_related(
         "base_model", "run", "owner"
     )
@@ -72,7 +72,7 @@ def show_adapter(request: AuthenticatedRequest, adapter_id: int) -> HttpResponse
         "mine": mine,
         "lineage": actions.build_lineage(request.user, version),
         "siblings": siblings.order_by("number"),
-        "answers_as": actions.deployments_using(version),
+        "deployed_as": actions.deployments_using(version),
         "deployments": changeable_deployments,
         "votes": votes.get_overall_win_rate(version),
         "settings": flatten_settings(version.provenance.get("settings", {})),
@@ -96,28 +96,26 @@ def show_held_out_prompt(request: AuthenticatedRequest, adapter_id: int) -> Http
 
 
 def get_held_out_prompt(request: AuthenticatedRequest, adapter_id: int) -> dict[str, Any]:
-    """A prompt that this adapter was not trained on, and what is expected of it."""
+    """A random held-out prompt of the adapter's data, with its expected answer."""
     version = get_visible(AdapterVersion, request.user, adapter_id)
     data = get_visible_version(request.user, version.data_id) if version.data_id else None
     row = get_random_prompt(data) if data else None
     if row is None:
-        raise NotFound("The data of this adapter is gone, or not shared with you.")
+        raise NotFound("The data of this adapter was deleted or is not shared with you.")
     return row
 
 
 @require_POST
 def try_adapter(request: AuthenticatedRequest, adapter_id: int) -> HttpResponseBase:
-    """Stream the answer of base or adapter to the conversation in the body, as server-sent
-    events.
-    """
+    """Stream the reply to the conversation in the request body as server-sent events."""
     if len(request.body) > MAX_BODY_BYTES:
-        raise UserError(f"The request has more than {MAX_BODY_BYTES:,} bytes.")
+        raise UserError(f"The request body exceeds {MAX_BODY_BYTES:,} bytes.")
     try:
         body = json.loads(request.body)
     except ValueError as error:
-        raise UserError(f"The request is not JSON: {error}") from error
+        raise UserError(f"The request body is not valid JSON: {error}") from error
     if not isinstance(body, dict):
-        raise UserError("The request must be a JSON object.")
+        raise UserError("The request body must be a JSON object.")
     return stream_playground(request, adapter_id, body)
 
 

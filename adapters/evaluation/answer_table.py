@@ -1,5 +1,5 @@
-"""The grid of answers: rows are prompts, columns a base and versions. Rows in, cells out; it asks
-nobody and knows no request.
+"""The table of answers: one row per prompt, one column per base model or version. Pure
+functions.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ from typing import Any
 from adapters.evaluation.scores import METRICS, compute_disagreement
 
 DiffPieces = list[tuple[str, bool]]
-MAX_DIFF_WORDS = 400  # of a reply in which differences are looked for: the search is quadratic
+MAX_DIFF_TOKENS = 400  # longer replies are not compared: the diff is quadratic
 ROWS_PER_PAGE = 25
 
 
 @dataclass(frozen=True)
 class Cell:
-    """A reply as pieces of text, each with whether it differs from what is expected, and its
-    scores.
+    """A reply as pieces of text, each with whether it differs from the reference, and
+    its scores.
     """
 
     pieces: DiffPieces
@@ -30,6 +30,8 @@ class Cell:
 
 @dataclass(frozen=True)
 class TableRow:
+    """A prompt with its replies, None where there is none yet."""
+
     row: int
     messages: list[dict[str, str]]
     expected: str
@@ -44,10 +46,10 @@ def build_table_rows(
     *,
     page: int = 1,
 ) -> list[TableRow]:
-    """A page of lines in the order wanted: `row`, `disagreement`, or `worst-K` (the worst of column
-    K by its first score) first.
+    """One page of rows, ordered by `row`, `disagreement`, or `worst-K` (the worst replies of column
+    K first).
 
-    `replies`: a column each, by row; a reply has `text` and `scores`.
+    `replies` has one mapping per column from row to reply; a reply has `text` and `scores`.
     """
     row_indices = list(range(len(rows)))
     if order == "disagreement":
@@ -77,9 +79,7 @@ def build_table_rows(
 
 
 def get_error_score(scores: Mapping[str, float]) -> float:
-    """Bigger is worse: what a row lacks of all its shares, and a little of its surprise where those
-    are equal.
-    """
+    """Higher is worse: the sum of what each share lacks to 1, with perplexity as a tiebreaker."""
     errors = [
         1 - scores[name]
         for name, metric in METRICS.items()
@@ -108,18 +108,20 @@ def build_table_row(
 
 
 def diff_text(text: str, reference: str) -> DiffPieces:
-    """The text in pieces; those that do not stand in `against` at this place are marked."""
-    text_words, reference_words = split_words(text), split_words(reference)
+    """Split the text into pieces and flag those that differ from the reference at that position."""
+    text_tokens, reference_tokens = split_tokens(text), split_tokens(reference)
     if (
-        len(text_words) > MAX_DIFF_WORDS
-        or len(reference_words) > MAX_DIFF_WORDS
+        len(text_tokens) > MAX_DIFF_TOKENS
+        or len(reference_tokens) > MAX_DIFF_TOKENS
         or text == reference
     ):
         return [(text, False)] if text else []
-    spans = SequenceMatcher(None, reference_words, text_words, autojunk=False).get_opcodes()
-    pieces = [("".join(text_words[start:end]), kind != "equal") for kind, _, _, start, end in spans]
+    spans = SequenceMatcher(None, reference_tokens, text_tokens, autojunk=False).get_opcodes()
+    pieces = [
+        ("".join(text_tokens[start:end]), kind != "equal") for kind, _, _, start, end in spans
+    ]
     return [piece for piece in pieces if piece[0]]
 
 
-def split_words(text: str) -> list[str]:
+def split_tokens(text: str) -> list[str]:
     return re.findall(r"\w+|\s+|[^\w\s]", text)

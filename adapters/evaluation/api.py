@@ -1,5 +1,5 @@
-"""Comparisons in the API: sets of prompts, asking versions, their replies and scores, the verdict,
-weights and votes.
+"""API for comparisons: prompt sets, replies and scores, significance tests, weights and blind
+votes.
 """
 
 from datetime import datetime
@@ -33,11 +33,11 @@ router = Router(tags=["comparisons"])
 
 class PromptsIn(Schema):
     model_config = ConfigDict(extra="forbid")
-    data: int | None = Field(None, description="Draw held-out rows of this version of data.")
+    data: int | None = Field(None, description="Draw held-out rows of this dataset version.")
     count: int = Field(40, ge=1, le=prompt_sets.MAX_ROWS)
     text: str = Field(
         "",
-        description="Or one prompt a line: text, or JSON with `prompt` or `messages`, and "
+        description="Or one prompt per line: text, or JSON with `prompt` or `messages`, and "
         "`expected`.",
     )
     name: str = Field("", max_length=120)
@@ -104,20 +104,20 @@ def list_prompts(request: AuthenticatedRequest) -> Any:
 
 @router.post("/prompts", response={201: PromptsOut})
 def create_prompts(request: AuthenticatedRequest, body: PromptsIn) -> Any:
-    """A set of prompts, drawn from data that nobody trained on, or pasted."""
+    """Create a prompt set from held-out rows of a dataset version, or from pasted text."""
     if body.text.strip():
         return 201, prompt_sets.paste_prompts(request.user, body.text, body.name)
     if body.data is None:
-        raise UserError("Give `data` to draw from, or `text`.", field="data")
+        raise UserError("Set `data` or `text`.", field="data")
     data = get_visible_version(request.user, body.data)
     if data is None:
-        raise NotFound("There is no such data that you may see.", field="data")
+        raise NotFound("Dataset version not found.", field="data")
     return 201, prompt_sets.draw_prompts(request.user, data, body.count)
 
 
 @router.delete("/prompts/{int:prompts_id}", response={204: None})
 def delete_prompts(request: AuthenticatedRequest, prompts_id: int) -> Any:
-    """Delete a set of prompts with the replies and votes on it."""
+    """Delete a prompt set with its replies and votes."""
     prompt_sets.delete_prompts(request.user, get_changeable(PromptSet, request.user, prompts_id))
     return 204, None
 
@@ -125,19 +125,21 @@ def delete_prompts(request: AuthenticatedRequest, prompts_id: int) -> Any:
 @router.get("/prompts/{int:prompts_id}/replies", response=list[ReplyOut])
 @paginate(Pagination)
 def list_replies(request: AuthenticatedRequest, prompts_id: int) -> Any:
-    """What has been said to a set by the versions that one may see, and by bases."""
+    """The replies of base models and of the versions visible to you."""
     prompts = get_visible(PromptSet, request.user, prompts_id)
     visible = AdapterVersion.objects.visible_to(request.user).values("pk")
     rows = Reply.objects.filter(prompts=prompts)
     return (rows.filter(version=None) | rows.filter(version__in=visible)).order_by("row", "pk")
 
 
-@router.post("/ask", response={202: dict[str, Any]})
+@router.post("/replies", response={202: dict[str, Any]})
 def request_replies(request: AuthenticatedRequest, body: RequestRepliesIn) -> Any:
-    """Ask versions and their bases a set of prompts; what has been answered is not asked again."""
+    """Generate the replies of versions and their base models to a prompt set. Existing replies are
+    kept.
+    """
     params = build_params(request, body.versions, body.prompts)
     if params.prompts is None:
-        raise UserError("Give the number of a set of prompts.", field="prompts")
+        raise UserError("Set `prompts` to the ID of a prompt set.", field="prompts")
     jobs = [
         evaluation_replies.request_replies(request.user, params.prompts, responder)
         for responder in params.columns
@@ -149,7 +151,9 @@ def request_replies(request: AuthenticatedRequest, body: RequestRepliesIn) -> An
 def read_comparison(
     request: AuthenticatedRequest, v: Query[list[int]], prompts: int | None = None
 ) -> Any:
-    """Figures, differing settings and the verdict of two to six versions: `?v=1&v=2&prompts=3`."""
+    """Compare two to six versions: figures, settings that differ and significance tests. Query:
+    `?v=1&v=2&prompts=3`.
+    """
     params = build_params(request, v, prompts)
     replies = get_replies(params)
     version_replies = [list(replies[f"v{version.pk}"].values()) for version in params.versions]
@@ -183,8 +187,8 @@ def read_comparison(
 
 @router.get("/weights", response=dict[str, Any])
 def read_weights(request: AuthenticatedRequest, v: Query[list[int]]) -> Any:
-    """How far versions moved their base, and how alike they are; begun when it is first asked for,
-    so ask again until `done`.
+    """How much each version changes its base model's weights, and how similar the versions are. The
+    first request starts the analysis; repeat it until `state` is `done`.
     """
     job = weight_analysis.enqueue_analysis(request.user, build_params(request, v, None).versions)
     return {
@@ -197,15 +201,15 @@ def read_weights(request: AuthenticatedRequest, v: Query[list[int]]) -> Any:
 
 @router.post("/votes", response={201: dict[str, Any]})
 def cast_vote(request: AuthenticatedRequest, body: VoteIn) -> Any:
-    """A blind choice between the two replies of a row; `left` and `right` are as the vote page
-    shows them to this person.
+    """Vote blind on the two replies of a row. `left` and `right` are the sides shown to you on the
+    vote page.
     """
     prompts = get_visible(PromptSet, request.user, body.prompts)
     first, second = (
         get_visible(AdapterVersion, request.user, pk) for pk in (body.first, body.second)
     )
     if first.pk == second.pk:
-        raise UserError("Choose two versions to vote on.", field="second")
+        raise UserError("Choose two different versions.", field="second")
     vote = votes.cast_vote(
         request.user, prompts, votes.order_pair(first, second), body.row, body.choice
     )

@@ -1,5 +1,5 @@
-"""Try all methods: one run each on the same data, base and budget, and one report of what each cost
-and brought. No torch.
+"""The method benchmark ("Try all methods"): one run of each method on the same data, base model and
+budget, and a report of their cost and quality.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ GRID_SETTING = "method"
 
 @dataclass(frozen=True)
 class Budget:
-    """What every run gets alike: optimizer steps, tokens a step, and the longest row."""
+    """What all runs have in common: optimizer steps, tokens per batch, maximum length and seed."""
 
     max_steps: int = 60
     max_tokens_per_batch: int = 1024
@@ -58,15 +58,15 @@ def launch_benchmark(
     name: str = "",
     placement: Placement = DEFAULT_PLACEMENT,
 ) -> Sweep:
-    """A run of each method, with its usual settings under the budget; one that could never start
-    here is left out, and the report says why.
+    """Launch a run of each method, with the method's default settings under the budget. A method
+    that can never start on these devices is skipped, and the report says why.
 
     Raises:
-        UserError: a budget that cannot be; whatever a launch refuses; no method could start.
+        UserError: an invalid budget or setting, or no method can start.
     """
     if not 1 <= budget.max_steps <= MAX_STEPS:
         raise UserError(
-            f"A bake-off takes from 1 to {MAX_STEPS:,} steps a method.", field="max_steps"
+            f"A benchmark takes from 1 to {MAX_STEPS:,} steps per method.", field="max_steps"
         )
     request = LaunchRequest(
         user=user,
@@ -91,13 +91,13 @@ def is_benchmark(sweep: Sweep) -> bool:
 
 @dataclass(frozen=True)
 class BenchmarkRow:
-    """A method's line of the report. Shares are of 1; what has not been measured is None."""
+    """A method's row of the report. Shares are from 0 to 1; None has not been measured."""
 
     run: Run
     version: AdapterVersion | None
     trainable_share: float | None
     peak_bytes: int | None
-    memory_saved: float | None  # of full fine-tuning's peak
+    memory_saved: float | None  # relative to full fine-tuning's peak
     eval_loss: float | None
     loss_over_full: float | None
     exact_match: float | None
@@ -112,7 +112,7 @@ class BenchmarkRow:
 
 
 def build_report(sweep: Sweep) -> list[BenchmarkRow]:
-    """A row each, in the order of METHODS."""
+    """One row per method, in the order of BENCHMARK_METHODS."""
     runs = {run.method: run for run in sweep.runs.select_related("base_model", "data__dataset")}
     versions = {method: run.get_result_version() for method, run in runs.items()}
     full = runs.get("full")
@@ -163,9 +163,9 @@ def build_row(
 
 
 def get_prompt_set(sweep: Sweep) -> PromptSet | None:
-    """The set that its versions were asked, if they have been."""
+    """The prompt set of the benchmark's replies, if replies were requested."""
     return PromptSet.objects.filter(
-        owner=sweep.owner, name__startswith=f"Bake-off {sweep.pk}: "
+        owner=sweep.owner, name__startswith=f"Benchmark {sweep.pk}: "
     ).first()
 
 
@@ -177,17 +177,17 @@ def get_replies_by_version(prompts: PromptSet) -> dict[int | None, list[Reply]]:
 
 
 def request_all_replies(user: User, sweep: Sweep) -> PromptSet:
-    """Ask the base and every version the same held-out prompts; what has answered is not asked
-    again.
+    """Generate the replies of the base model and every version to the same held-out prompts.
+    Existing replies are kept.
 
     Raises:
-        Conflict: a run is not over yet, so its version would be missing.
+        Conflict: a run has not finished, so that its version would be missing.
     """
     runs = list(sweep.runs.select_related("base_model", "data__dataset"))
     if any(run.state in UNFINISHED for run in runs) or not runs:
-        raise Conflict("Some runs are not over yet; ask when all of them are.")
+        raise Conflict("Some runs have not finished. Wait until all of them have.")
     prompts = get_prompt_set(sweep) or prompt_sets.draw_prompts(
-        sweep.owner, runs[0].data, NUM_PROMPTS, title=f"Bake-off {sweep.pk}: "
+        sweep.owner, runs[0].data, NUM_PROMPTS, title=f"Benchmark {sweep.pk}: "
     )
     for version in AdapterVersion.objects.filter(run__in=runs).select_related("base_model"):
         evaluation_replies.request_replies(user, prompts, Responder(version.base_model, version))
@@ -198,21 +198,21 @@ def request_all_replies(user: User, sweep: Sweep) -> PromptSet:
 COLUMNS: tuple[Figure, ...] = (
     Figure("trainable_share", "Trained share", "share"),
     Figure("peak_bytes", "Peak memory", "bytes", decimals=2),
-    Figure("memory_saved", "Memory saved against full", "share"),
+    Figure("memory_saved", "Memory saved vs. full", "share"),
     METRICS["eval_loss"],
-    Figure("loss_over_full", "Loss over full's", decimals=2),
-    Figure("exact_match", "Word for word right", "share"),
+    Figure("loss_over_full", "Loss vs. full", decimals=2),
+    Figure("exact_match", "Exact match", "share"),
     Figure("fields", "Fields right", "share"),
-    Figure("speed_over_base", "Answer speed over the base's", decimals=2),
+    Figure("speed_over_base", "Inference speed vs. base", decimals=2),
     Figure("size_bytes", "Size", "bytes", decimals=2),
-    Figure("minutes", "Minutes on a device", decimals=1),
+    Figure("minutes", "Device minutes", decimals=1),
 )
 
 
 def format_cell(value: float | None, column: Figure) -> str:
-    """A cell of the report as people read it; small shares keep three digits."""
+    """Format a cell for people; small shares keep three digits."""
     if value is not None and column.unit == "share":
-        return f"{100 * value:.3g} %"
+        return f"{100 * value:.3g}%"
     return format_value(value, column.unit, column.decimals)
 
 

@@ -1,5 +1,5 @@
-"""The bake-off: a form that starts a run of every method, and the report that comes of it, on the
-page, as CSV and Markdown.
+"""Pages of the method benchmark: the form that starts it, and the report as a page, CSV or
+Markdown.
 """
 
 from __future__ import annotations
@@ -58,9 +58,7 @@ def launch_from_form(request: AuthenticatedRequest) -> Sweep:
     base = BaseModel.objects.filter(pk=parse_id(request.POST.get("model", ""))).first()
     data = get_visible_version(request.user, parse_id(request.POST.get("data", "")))
     if base is None or data is None:
-        raise NotFound(
-            "Choose a base model and data that you may see.", field="data" if base else "model"
-        )
+        raise NotFound("Base model or data not found.", field="data" if base else "model")
     defaults = benchmark.Budget()
     budget = {
         name: parse_id(request.POST.get(name, "")) or getattr(defaults, name)
@@ -72,10 +70,12 @@ def launch_from_form(request: AuthenticatedRequest) -> Sweep:
 
 
 def get_benchmark(request: AuthenticatedRequest, sweep_id: int) -> Sweep:
-    """Raises NotFound: not there, not theirs to see, or another sweep than a bake-off."""
+    """Raises NotFound if the sweep does not exist, is not visible to the user, or is not a
+    benchmark.
+    """
     sweep = get_visible(Sweep, request.user, sweep_id, "owner")
     if not benchmark.is_benchmark(sweep):
-        raise NotFound(f"Sweep {sweep_id} is no bake-off.")
+        raise NotFound(f"Sweep {sweep_id} is not a method benchmark.")
     return sweep
 
 
@@ -119,7 +119,7 @@ def request_replies(request: AuthenticatedRequest, sweep_id: int) -> HttpRespons
 
 
 def export_report(request: AuthenticatedRequest, sweep_id: int) -> HttpResponse:
-    """`?as=md` for Markdown, else CSV."""
+    """The report as Markdown with `?as=md`, else as CSV."""
     sweep = get_benchmark(request, sweep_id)
     rows = benchmark.build_report(sweep)
     extension = "md" if request.GET.get("as") == "md" else "csv"
@@ -129,5 +129,5 @@ def export_report(request: AuthenticatedRequest, sweep_id: int) -> HttpResponse:
         else (benchmark.format_csv(sweep, rows), "text/csv")
     )
     response = HttpResponse(text, content_type=content_type)
-    response["Content-Disposition"] = f'attachment; filename="bake-off-{sweep.pk}.{extension}"'
+    response["Content-Disposition"] = f'attachment; filename="benchmark-{sweep.pk}.{extension}"'
     return response

@@ -1,5 +1,5 @@
-"""The figures of versions side by side: quality and cost, and which way is better
-(training/runs/metrics/comparison.py has the runs').
+"""Figures of versions for the comparison: quality and cost, and whether high or low is better
+(training/runs/metrics/comparison.py has those of runs).
 """
 
 from __future__ import annotations
@@ -15,25 +15,25 @@ from training.engine.metrics import Figure
 
 FIGURES: tuple[Figure, ...] = (
     metrics.METRICS["eval_loss"],
-    Figure("exact_match", "Word for word right, at the run's end", "share", "high"),
+    Figure("exact_match", "Exact match at the end of the run", "share", "high"),
     *(
         Figure(f"mean_{name}", score.title, score.unit, score.better, decimals=2)
         for name, score in METRICS.items()
     ),
     Figure("trainable_parameters", "Trainable parameters", better="low"),
     Figure("size_bytes", "File size", "bytes", "low", 1),
-    Figure("forecast_bytes", "Peak memory, forecast", "bytes", "low", 1),
-    Figure("peak_memory_bytes", "Peak memory, measured", "bytes", "low", 1),
-    Figure("tokens_per_second", "Tokens per second, training", "tokens/s", "high"),
-    Figure("answer_rate", "Tokens per second, answering", "tokens/s", "high", 1),
-    Figure("device_seconds", "Time on devices", "seconds", "low"),
-    Figure("step", "From step"),
+    Figure("forecast_bytes", "Peak memory (forecast)", "bytes", "low", 1),
+    Figure("peak_memory_bytes", "Peak memory (measured)", "bytes", "low", 1),
+    Figure("tokens_per_second", "Tokens per second (training)", "tokens/s", "high"),
+    Figure("answer_rate", "Tokens per second (inference)", "tokens/s", "high", 1),
+    Figure("device_seconds", "Device time", "seconds", "low"),
+    Figure("step", "Step"),
 )
 
 
 def build_figures(version: AdapterVersion, replies: Sequence[Reply]) -> dict[str, Any]:
-    """Units: bytes, seconds, tokens a second; losses in nats a token; `mean_*` over the scored
-    replies.
+    """The values for FIGURES. Units: bytes, seconds, tokens per second; losses in nats per token;
+    `mean_*` over the scored replies.
     """
     run_figures = version.provenance.get("figures", {})
     scored = {
@@ -56,7 +56,7 @@ def build_figures(version: AdapterVersion, replies: Sequence[Reply]) -> dict[str
 
 
 def get_answer_rate(replies: Sequence[Reply]) -> float | None:
-    """Tokens a second while it answered, eight rows at once."""
+    """Tokens per second while answering eight rows concurrently."""
     seconds = sum(reply.seconds for reply in replies)
     return sum(reply.tokens for reply in replies) / seconds if seconds else None
 
@@ -72,7 +72,7 @@ def build_contender(version: AdapterVersion, replies: Sequence[Reply]) -> Conten
 
 
 def get_comparison_settings(version: AdapterVersion) -> dict[str, Any]:
-    """What a version was made with, nested, for the table of differences."""
+    """How a version was made, as nested settings for the table of differences."""
     provenance = version.provenance
     data, base = provenance.get("data", {}), provenance.get("base", {})
     return {

@@ -1,6 +1,4 @@
-"""Sets of prompts that versions are compared on: drawn from data that nobody trained on, or pasted.
-It knows no torch.
-"""
+"""Prompt sets for comparing versions, drawn from held-out data or pasted."""
 
 from __future__ import annotations
 
@@ -20,17 +18,17 @@ MAX_CHARACTERS = 400_000
 
 
 def draw_prompts(user: User, data: DatasetVersion, count: int, *, title: str = "") -> PromptSet:
-    """The held-out (or test) rows of a version of data, spread evenly; the same set if it has been
-    drawn before.
+    """Draw held-out (or test) rows of a dataset version at even intervals. Drawing the same rows
+    again returns the existing set.
 
     Raises:
-        UserError: a count that cannot be, or data with no such rows.
+        UserError: an invalid count, or data without held-out rows.
     """
     if not 1 <= count <= MAX_ROWS:
-        raise UserError(f"A set of prompts has 1 to {MAX_ROWS} rows.", field="count")
+        raise UserError(f"A prompt set has 1 to {MAX_ROWS} rows.", field="count")
     rows = sample_eval_prompts(data, count)
     if not rows:
-        raise UserError(f"{data} holds no rows back; paste prompts instead.", field="data")
+        raise UserError(f"{data} has no held-out rows. Paste prompts instead.", field="data")
     name = f"{title}{data}, {len(rows)} {rows[0]['split']} rows"[:120]
     existing: PromptSet | None = PromptSet.objects.filter(owner=user, data=data, name=name).first()
     prompt_rows = [{"messages": row["messages"], "expected": row["expected"]} for row in rows]
@@ -40,44 +38,42 @@ def draw_prompts(user: User, data: DatasetVersion, count: int, *, title: str = "
 
 
 def paste_prompts(user: User, text: str, name: str) -> PromptSet:
-    """One prompt a line: plain text, or JSON with `messages` or `prompt`, and `expected` if there
-    is an answer to compare with.
+    """One prompt per line: plain text, or JSON with `messages` or `prompt`, and optionally
+    `expected`.
 
     Raises:
-        UserError: a line that cannot be read, by its number; too many.
+        UserError: a line that cannot be parsed, with its number; too many lines.
     """
     text = text.replace("\0", "")
     if len(text) > MAX_CHARACTERS:
-        raise UserError(f"The prompts have more than {MAX_CHARACTERS:,} characters.", field="text")
+        raise UserError(f"The prompts exceed {MAX_CHARACTERS:,} characters.", field="text")
     rows = [
         parse_line(line, line_number)
         for line_number, line in enumerate(text.splitlines(), start=1)
         if line.strip()
     ]
     if not 1 <= len(rows) <= MAX_ROWS:
-        raise UserError(
-            f"A set of prompts has 1 to {MAX_ROWS} rows; there are {len(rows):,}.", field="text"
-        )
+        raise UserError(f"A prompt set has 1 to {MAX_ROWS} rows; got {len(rows):,}.", field="text")
     title = to_one_line(name)[:120] or f"{len(rows)} pasted prompts"
     return PromptSet.objects.create(owner=user, team=user.get_sharing_team(), name=title, rows=rows)
 
 
 def delete_prompts(user: User, prompts: PromptSet) -> None:
-    """Delete a set with the jobs, replies and votes on it. Raises NotAllowed: not theirs."""
+    """Delete a prompt set with its jobs, replies and votes. Raises NotAllowed if the
+    user may not.
+    """
     check_changeable(user, prompts)
     prompts.delete()
 
 
 def parse_line(line: str, line_number: int) -> dict[str, Any]:
-    """Raises UserError: what is wrong with it, and where."""
+    """Raises UserError: what is wrong with the line, and its number."""
     if not line.lstrip().startswith("{"):
         return {"messages": [{"role": "user", "content": line.strip()}], "expected": ""}
     try:
         entry = json.loads(line)
     except (ValueError, RecursionError) as error:
-        raise UserError(
-            f"Line {line_number} begins as JSON and is none: {error}.", field="text"
-        ) from error
+        raise UserError(f"Line {line_number} is not valid JSON: {error}.", field="text") from error
     messages = entry.get("messages") or [{"role": "user", "content": entry.get("prompt")}]
     expected = entry.get("expected", "")
     is_valid = isinstance(messages, list) and all(
@@ -86,8 +82,8 @@ def parse_line(line: str, line_number: int) -> dict[str, Any]:
     )
     if not is_valid or not isinstance(expected, str):
         raise UserError(
-            f'Line {line_number} needs "prompt" (a text) or "messages" (each with role and content); '
-            '"expected" is a text, too.',
+            f'Line {line_number} needs "prompt" (text) or "messages" (each with role and content); '
+            '"expected" must be text.',
             field="text",
         )
     return {

@@ -1,5 +1,5 @@
-"""Ask versions the prompts of a set through the inference program, score what they say, and keep
-it: asked once.
+"""Generate the replies of versions to a prompt set with the inference server, score and
+store them.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from training.people.models import User
 
 KIND = "answers"
 MAX_CONCURRENT = 8
-# Of a reply; fewer where prompt and reply would not fit the model's context
+# Tokens of a reply; the fallback is for prompts that leave little room in the context
 MAX_TOKENS, FALLBACK_MAX_TOKENS = (
     256,
     64,
@@ -35,18 +35,18 @@ MAX_TOKENS, FALLBACK_MAX_TOKENS = (
 MAX_TRIES, RETRY_SECONDS = (
     40,
     3.0,
-)  # while the inference program is busy or starts again: two minutes
+)  # two minutes, while the inference server is busy or restarts
 
 
 class RowNotAnswerable(UserError):
-    """This row cannot be answered: longer than the context, say, or a conversation that the
-    template does not take.
+    """This row cannot be answered, for example because it exceeds the context or the chat template
+    rejects it.
     """
 
 
 @dataclass(frozen=True)
 class Responder:
-    """Who answers: a version, or its base alone."""
+    """What generates replies: a version, or its base model alone."""
 
     base: BaseModel
     version: AdapterVersion | None = None
@@ -61,13 +61,13 @@ class Responder:
 
 
 def request_replies(user: User, prompts: PromptSet, responder: Responder) -> Job:
-    """Begin to ask, or tell of the asking that is under way or done."""
+    """Start to generate replies, or return the job that is running or done."""
     subjects = [prompts, responder.base, *([responder.version] if responder.version else [])]
     return enqueue_job(user, KIND, f"{prompts.pk}:{responder.key}", subjects=subjects)
 
 
 def run_answers(job: Job) -> dict[str, Any]:
-    """Ask the rows that have no reply yet."""
+    """Generate replies to the rows that have none yet."""
     prompts, base = get_subject(job, PromptSet), get_subject(job, BaseModel)
     assert prompts is not None and base is not None
     responder = Responder(base, get_subject(job, AdapterVersion, "base_model"))
@@ -84,7 +84,7 @@ def run_answers(job: Job) -> dict[str, Any]:
         row_index for row_index in range(len(prompts.rows)) if row_index not in answered_rows
     ]
     errors: list[str] = []
-    progress = {"message": "asking", "done": len(answered_rows), "total": len(prompts.rows)}
+    progress = {"message": "generating", "done": len(answered_rows), "total": len(prompts.rows)}
     save_progress(job, progress)
     for row_index, reply in generate_concurrently(
         {place: prompts.rows[place] for place in missing_rows}, target_fields
@@ -105,16 +105,16 @@ def run_answers(job: Job) -> dict[str, Any]:
         raise UserError(errors[0])
     return {
         "rows": len(answered_rows) - len(errors),
-        "refused": len(errors),
-        "why": errors[0] if errors else "",
+        "failed_rows": len(errors),
+        "failure_reason": errors[0] if errors else "",
     }
 
 
 def generate_concurrently(
     rows: dict[int, dict[str, Any]], target_fields: dict[str, Any]
 ) -> Iterator[tuple[int, Reply | str]]:
-    """Each row's place and reply, or why there is none, as soon as it is there; none of the AT_ONCE
-    waits for another.
+    """Yield each row's index with its reply, or with the reason why there is none, as soon as it is
+    ready. MAX_CONCURRENT rows run at a time and do not wait for each other.
     """
     remaining_rows = iter(rows.items())
     pending: dict[asyncio.Task[Reply | str], int] = {}
@@ -132,8 +132,8 @@ def generate_concurrently(
 
 
 async def try_generate_reply(row: dict[str, Any], target_fields: dict[str, Any]) -> Reply | str:
-    """A greedy reply with its scores; or why this row cannot be answered, which is no reason not to
-    ask the others.
+    """A greedy reply with its scores, or the reason why the row cannot be answered. An unanswerable
+    row does not stop the others.
     """
     try:
         return await generate_reply(row, target_fields)
@@ -163,8 +163,8 @@ async def generate_reply(row: dict[str, Any], target_fields: dict[str, Any]) -> 
 async def compute_perplexity(
     row: dict[str, Any], target_fields: dict[str, Any], prompt_tokens: int
 ) -> float | None:
-    """exp of the mean cross entropy (nats) of the expected answer's tokens after the prompt; None
-    if the server tells none.
+    """exp of the mean cross entropy (nats) of the expected answer's tokens given the prompt. None
+    if the server returns no log probabilities.
     """
     messages = [*row["messages"], {"role": "assistant", "content": row["expected"]}]
     request = {
@@ -183,10 +183,10 @@ async def compute_perplexity(
 
 
 async def request_with_retry(body: dict[str, Any]) -> dict[str, Any]:
-    """The answer, after as many tries as it takes while the inference program is busy or starts.
+    """Send a request and retry while the inference server is busy or starting.
 
     Raises:
-        UserError: it refused, or was busy for two minutes.
+        UserError: it rejected the request, or was busy for two minutes.
     """
     message = ""
     for _ in range(MAX_TRIES):

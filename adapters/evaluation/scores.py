@@ -1,8 +1,7 @@
-"""How a reply scores against what is expected, and what a comparison makes of it. Pure; the
-published metrics are libraries'.
+"""Scores of a reply against the expected answer. Pure functions.
 
-ROUGE-L (Lin 2004) is rouge-score's F1 without stemming, chrF (Popović 2015) sacrebleu's with its
-defaults, both from 0 to 1 here.
+ROUGE-L (Lin 2004) is rouge-score's F1 without stemming, chrF (Popović 2015) is sacrebleu's with its
+defaults; both from 0 to 1 here.
 """
 
 from __future__ import annotations
@@ -24,47 +23,51 @@ class Metric:
     description: str
     better: str  # "high" or "low"
     unit: str  # "share" is shown as a percentage
-    is_binary: bool  # 0 or 1 a row: two versions are told apart by McNemar's exact test
+    is_binary: bool  # 0 or 1 per row: tested with McNemar's exact test
 
 
 METRICS: dict[str, Metric] = {
     "exact": Metric(
         "Exact match",
-        "The reply is the expected answer, to the character.",
+        "The reply equals the expected answer.",
         "high",
         unit="share",
         is_binary=True,
     ),
     "normalized": Metric(
-        "Normalised match",
-        "The same without case, punctuation, articles and blanks (SQuAD's rule).",
+        "Normalized match",
+        "Equal when case, punctuation, articles and spaces are ignored (as in SQuAD).",
         "high",
         unit="share",
         is_binary=True,
     ),
     "rouge_l": Metric(
-        "ROUGE-L", "Longest common sequence of words, F1.", "high", unit="share", is_binary=False
+        "ROUGE-L",
+        "F1 of the longest common subsequence of words.",
+        "high",
+        unit="share",
+        is_binary=False,
     ),
     "chrf": Metric(
-        "chrF", "Common pieces of up to six characters.", "high", unit="share", is_binary=False
+        "chrF", "Overlap of character n-grams (up to 6).", "high", unit="share", is_binary=False
     ),
     "json_valid": Metric(
         "Valid JSON",
-        "The reply can be read as JSON, where JSON is expected.",
+        "The reply parses as JSON, where JSON is expected.",
         "high",
         unit="share",
         is_binary=True,
     ),
     "fields": Metric(
-        "Fields right",
-        "Share of the expected JSON's fields with the expected value.",
+        "Correct fields",
+        "Share of the fields of the expected JSON that have the expected value.",
         "high",
         unit="share",
         is_binary=False,
     ),
     "perplexity": Metric(
-        "Perplexity of the answer",
-        "How surprised the version is by the expected answer; 1 is not at all.",
+        "Perplexity of the expected answer",
+        "exp of the mean cross entropy of the expected answer; 1 is the best.",
         "low",
         unit="choices/token",
         is_binary=False,
@@ -73,7 +76,7 @@ METRICS: dict[str, Metric] = {
 
 
 def compute_scores(reply: str, expected: str) -> dict[str, float]:
-    """All that can be told from two texts. Without an expected answer there is nothing to tell."""
+    """All scores of a reply; empty without an expected answer."""
     if not expected.strip():
         return {}
     return {
@@ -86,13 +89,17 @@ def compute_scores(reply: str, expected: str) -> dict[str, float]:
 
 
 def normalize_text(text: str) -> str:
-    """SQuAD's: lower case, no punctuation, no articles, single blanks (Rajpurkar et al. 2016)."""
+    """SQuAD's normalization: lowercase, no punctuation, no articles, single spaces (Rajpurkar et
+    al. 2016).
+    """
     without_punctuation = "".join(c for c in text.lower() if c not in string.punctuation)
     return " ".join(re.sub(r"\b(a|an|the)\b", " ", without_punctuation).split())
 
 
 def compute_json_scores(reply: str, expected: str) -> dict[str, float]:
-    """Only where an object or a list is expected: a bare number or word is no question of JSON."""
+    """Empty unless the expected answer is a JSON object or array: a bare number or word also parses
+    as JSON.
+    """
     expected_value = parse_json(expected)
     if not isinstance(expected_value, dict | list):
         return {}
@@ -139,7 +146,7 @@ def mean_or_none(values: Sequence[float]) -> float | None:
 
 
 def compute_disagreement(replies: Sequence[str]) -> float:
-    """0 when all say the same, 1 when each says something else."""
+    """0 when all replies are the same, 1 when all differ."""
     if len(replies) < 2:
         return 0.0
     return (len({normalize_text(reply) for reply in replies}) - 1) / (len(replies) - 1)

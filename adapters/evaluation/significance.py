@@ -1,9 +1,10 @@
-"""One sentence for two versions that the figures support, or that no difference is shown. Pure.
+"""Significance tests between pairs of versions, and a sentence for each result. Pure functions.
 
-Rows that count 0 or 1 are told apart by McNemar's exact test (the binomial test of the rows where
-the two differ), others by Wilcoxon's signed-rank test; both pair the same prompts. Of each group of
-metrics one is tested; with several groups and pairs on a page the p-values are Holm's (1979).
-Perplexities are compared only where a token is the same piece of text: on one base.
+Binary scores are tested with McNemar's exact test (the binomial test on the rows where the two
+differ), other scores with Wilcoxon's signed-rank test; both pair the same prompts. One metric of
+each group is tested. The p-values of all groups and pairs on a page are adjusted with Holm's method
+(1979). Perplexities are only compared between versions of the same base model, because they depend
+on the tokenizer.
 """
 
 from __future__ import annotations
@@ -16,15 +17,15 @@ from adapters.evaluation.scores import METRICS, mean_or_none
 
 ALPHA = 0.05
 MIN_ROWS = 10
-SAME_TOLERANCE = 0.02  # sizes and speeds closer than this are called the same
+SAME_TOLERANCE = 0.02  # relative difference below which sizes and speeds count as equal
 PERPLEXITY = "perplexity"
 METRIC_GROUPS = (("exact", "normalized"), ("fields", "json_valid", "rouge_l", "chrf"))
 
 
 @dataclass(frozen=True, kw_only=True)
 class Contender:
-    """A version in a comparison: its name, its base, its scores by row, and what it costs. Units:
-    bytes, tokens a second.
+    """A version in a comparison: name, base model, scores by row, and cost. Units: bytes, tokens
+    per second.
     """
 
     name: str
@@ -36,6 +37,8 @@ class Contender:
 
 @dataclass(frozen=True)
 class PairResult:
+    """The test of one metric between two versions."""
+
     first: Contender
     second: Contender
     metric: str
@@ -49,7 +52,7 @@ class PairResult:
 
     @property
     def ranked(self) -> tuple[Contender, Contender]:
-        """The better one first."""
+        """Both versions, the better one first."""
         low, high = sorted(
             (self.first, self.second), key=lambda side: self.means[side is self.second]
         )
@@ -61,7 +64,7 @@ class PairResult:
         best, worst = (
             format_score(self.means[side is self.second], is_share=is_share) for side in self.ranked
         )
-        return f"{best} against {worst}"
+        return f"{best} vs. {worst}"
 
     @property
     def metric_label(self) -> str:
@@ -75,15 +78,15 @@ class PairResult:
 
 @dataclass(frozen=True)
 class Verdict:
+    """The result for a pair as a sentence for people."""
+
     message: str
     is_significant: bool
     winner: str = ""
 
 
 def build_verdicts(contenders: Sequence[Contender]) -> list[Verdict]:
-    """One for each pair, in order: what tells them apart, and how the expected answers surprise
-    them.
-    """
+    """One verdict per pair, in order."""
     pairs = list(combinations(contenders, 2))
     results = [run_pair_tests(pair) for pair in pairs]
     p_values = {
@@ -97,7 +100,7 @@ def build_verdicts(contenders: Sequence[Contender]) -> list[Verdict]:
 
 
 def run_pair_tests(pair: tuple[Contender, Contender]) -> list[PairResult]:
-    """One of each group, those that compare replies first."""
+    """One test per metric group; perplexity comes last."""
     groups = (*METRIC_GROUPS, (PERPLEXITY,)) if pair[0].base == pair[1].base else METRIC_GROUPS
     return [result for group in groups if (result := run_group_test(pair, group)) is not None]
 
@@ -105,10 +108,12 @@ def run_pair_tests(pair: tuple[Contender, Contender]) -> list[PairResult]:
 def build_verdict(
     pair: tuple[Contender, Contender], tests: Sequence[tuple[PairResult, float]]
 ) -> Verdict:
-    """What is sure of the replies leads; where replies are the same, the surprise may."""
+    """The sentence starts with a significant difference between the replies. If the replies do not
+    differ, perplexity may lead.
+    """
     if not tests:
         return Verdict(
-            f"{pair[0].name} and {pair[1].name}: too few scored rows in common for a test.",
+            f"{pair[0].name} and {pair[1].name}: too few rows are scored for both to test.",
             is_significant=False,
         )
     different = [(one, p) for one, p in tests if one.is_different]
@@ -125,8 +130,8 @@ def build_verdict(
 
 
 def run_group_test(pair: tuple[Contender, Contender], metrics: Sequence[str]) -> PairResult | None:
-    """The test of the first of the metrics that tells the two apart; None with fewer than
-    MIN_ROWS rows in common.
+    """Test the first metric of the group whose means differ. None if fewer than MIN_ROWS rows are
+    scored for both.
     """
     first, second = pair
     result = None
@@ -154,7 +159,7 @@ def run_group_test(pair: tuple[Contender, Contender], metrics: Sequence[str]) ->
 
 
 def p_value(ours: Sequence[float], theirs: Sequence[float], *, is_binary: bool) -> float:
-    """Two-sided. Rows where both score the same say nothing, in either test."""
+    """Two-sided p-value. Rows with equal scores are ignored in both tests."""
     from scipy.stats import binomtest, wilcoxon
 
     differences = [a - b for a, b in zip(ours, theirs, strict=True) if a != b]
@@ -166,7 +171,9 @@ def p_value(ours: Sequence[float], theirs: Sequence[float], *, is_binary: bool) 
 
 
 def adjust_holm(ps: Sequence[float]) -> list[float]:
-    """p-values as if each were the only one: step-down, never smaller than the one before."""
+    """Holm's step-down adjustment: each p-value times the number of hypotheses left, made
+    monotonic.
+    """
     order = sorted(range(len(ps)), key=lambda index: ps[index])
     adjusted, highest = [0.0] * len(ps), 0.0
     for rank, index in enumerate(order):
@@ -176,7 +183,9 @@ def adjust_holm(ps: Sequence[float]) -> list[float]:
 
 
 def format_verdict(result: PairResult, p: float, also_tested: Sequence[str] = ()) -> Verdict:
-    """`beside`: other metrics that were tested and show nothing either, if this one does not."""
+    """The sentence for the main result. `also_tested` names the other metrics that show no
+    difference.
+    """
     better, worse = result.ranked
     figures = f"{result.means_text} on {result.rows:,} rows"
     costs = "; ".join(
@@ -184,30 +193,31 @@ def format_verdict(result: PairResult, p: float, also_tested: Sequence[str] = ()
     )
     tail = f"; {costs}" if costs else ""
     if p >= ALPHA:
-        nor = f", nor on {', '.join(also_tested)}" if also_tested else ""
+        nor = f", also none on {', '.join(also_tested)}" if also_tested else ""
         message = (
-            f"No difference shown between {better.name} and {worse.name}: {result.metric_label} "
-            f"{figures}, p {format_p_value(p)}{nor}{tail}."
+            f"No significant difference between {better.name} and {worse.name}: "
+            f"{result.metric_label} {figures}, p {format_p_value(p)}{nor}{tail}."
         )
         return Verdict(message, is_significant=False)
-    message = f"{better.name} beats {worse.name} on {result.metric_label}, {figures}, p {format_p_value(p)}{tail}."
+    message = (
+        f"{better.name} beats {worse.name} on {result.metric_label}, {figures}, "
+        f"p {format_p_value(p)}{tail}."
+    )
     return Verdict(message, is_significant=True, winner=better.name)
 
 
 def format_secondary(result: PairResult, p: float) -> str:
-    """Of what is sure beside the main finding."""
+    """The sentence for another significant result."""
     better, worse = result.ranked
     if result.metric == PERPLEXITY:
-        claim = (
-            f"{better.name} is less surprised by the expected answers than {worse.name}: perplexity"
-        )
+        claim = f"{better.name} has lower perplexity on the expected answers than {worse.name}:"
     else:
         claim = f"{better.name} is better on {result.metric_label}:"
     return f"{claim} {result.means_text}, p {format_p_value(p)}."
 
 
 def format_score(value: float, *, is_share: bool) -> str:
-    return f"{value:.0%}".replace("%", " %") if is_share else f"{value:.3g}"
+    return f"{value:.0%}" if is_share else f"{value:.3g}"
 
 
 def format_p_value(p: float) -> str:
@@ -220,7 +230,7 @@ def format_size_ratio(better: Contender, worse: Contender) -> str:
     ratio = better.size_bytes / worse.size_bytes
     if abs(ratio - 1) < SAME_TOLERANCE:
         return "same size"
-    return f"{ratio:.1f} times the size" if ratio > 1 else f"{1 / ratio:.1f} times smaller"
+    return f"{ratio:.1f} times as large" if ratio > 1 else f"{1 / ratio:.1f} times smaller"
 
 
 def format_speed_change(better: Contender, worse: Contender) -> str:
@@ -228,5 +238,5 @@ def format_speed_change(better: Contender, worse: Contender) -> str:
         return ""
     change = better.tokens_per_second / worse.tokens_per_second - 1
     if abs(change) < SAME_TOLERANCE:
-        return "as fast"
-    return f"{abs(change):.0%} {'faster' if change > 0 else 'slower'}".replace("%", " %")
+        return "same speed"
+    return f"{abs(change):.0%} {'faster' if change > 0 else 'slower'}"

@@ -1,5 +1,5 @@
-"""Versions side by side: one page whose address holds the whole view, the answers that stream into
-it, and blind votes.
+"""Pages that compare versions: the comparison, whose URL holds all its parameters, the answers that
+are filled in as they arrive, and blind votes.
 """
 
 from __future__ import annotations
@@ -42,8 +42,8 @@ MAX_SETS = 100
 
 @dataclass(frozen=True)
 class ComparisonParams:
-    """What the address says: versions in order, the prompts they are asked, how lines are ordered,
-    and the page of them.
+    """The parameters in the URL: the versions in order, the prompt set, the order of the rows and
+    the page.
     """
 
     versions: list[AdapterVersion]
@@ -53,7 +53,7 @@ class ComparisonParams:
 
     @property
     def columns(self) -> list[Responder]:
-        """Every base once, then the versions."""
+        """Each base model once, then the versions."""
         bases = {version.base_model_id: version.base_model for version in self.versions}
         return [
             *(Responder(base) for base in bases.values()),
@@ -80,11 +80,13 @@ class ComparisonParams:
 
 
 def parse_params(request: AuthenticatedRequest, form: QueryDict) -> ComparisonParams:
-    """Raises UserError: too few or too many versions. NotFound: one that they may not see."""
+    """Raises UserError for too few or too many versions, NotFound for one that the user may not
+    see.
+    """
     version_ids = list(dict.fromkeys(parse_id(text) for text in form.getlist("v")))
     if not MIN_VERSIONS <= len(version_ids) <= MAX_VERSIONS:
         raise UserError(
-            f"Choose {MIN_VERSIONS} to {MAX_VERSIONS} versions to compare; {len(version_ids)} are chosen.",
+            f"Choose {MIN_VERSIONS} to {MAX_VERSIONS} versions to compare; got {len(version_ids)}.",
             field="v",
         )
     rows = (
@@ -93,7 +95,7 @@ def parse_params(request: AuthenticatedRequest, form: QueryDict) -> ComparisonPa
         .in_bulk(version_ids)
     )
     if len(rows) < len(version_ids):
-        raise NotFound("One of these versions is not there, or not for you to see.")
+        raise NotFound("One of these versions was not found.")
     prompts_id = parse_id(form.get("prompts", ""))
     prompts = get_visible(PromptSet, request.user, prompts_id) if prompts_id else None
     return ComparisonParams(
@@ -143,7 +145,7 @@ def compare_versions(request: AuthenticatedRequest) -> HttpResponse:
 
 
 def show_answers(request: AuthenticatedRequest) -> HttpResponse:
-    """The grid and the verdict anew, while replies come in."""
+    """The answers and verdicts, which the page reloads while replies arrive."""
     params = parse_params(request, request.GET)
     return render(
         request, "adapters/_answers.html", get_answers_context(params, get_replies(params))
@@ -151,7 +153,7 @@ def show_answers(request: AuthenticatedRequest) -> HttpResponse:
 
 
 def get_replies(params: ComparisonParams) -> dict[str, dict[int, Reply]]:
-    """Each column's replies by row."""
+    """The replies of each column by row."""
     replies_by_key: dict[str, dict[int, Reply]] = {column.key: {} for column in params.columns}
     if params.prompts is not None:
         condition = Q(version__in=params.versions) | Q(
@@ -214,9 +216,7 @@ def get_answers_context(
 
 @require_POST
 def request_replies(request: AuthenticatedRequest) -> HttpResponse:
-    """Ask every column a set of prompts: a known one, one drawn from data, or one that is
-    pasted.
-    """
+    """Generate replies to a prompt set that exists, is drawn from data, or is pasted."""
     params = parse_params(request, request.POST)
     prompts = params.prompts
     if request.POST.get("text", "").strip():
@@ -226,15 +226,15 @@ def request_replies(request: AuthenticatedRequest) -> HttpResponse:
     elif prompts is None and request.POST.get("data"):
         data = get_visible_version(request.user, parse_id(request.POST["data"]))
         if data is None:
-            raise NotFound("There is no such data that you may see.")
+            raise NotFound("Dataset version not found.")
         prompts = prompt_sets.draw_prompts(
             request.user, data, parse_id(request.POST.get("count", ""))
         )
     if prompts is None:
         raise UserError(
-            "Choose a set of prompts, draw one from data, or paste some.", field="prompts"
+            "Choose a prompt set, draw prompts from data, or paste some.", field="prompts"
         )
-    # The base, which says most, last
+    # The base models last: their replies are the longest
     for responder in sorted(params.columns, key=lambda column: column.version is None):
         evaluation_replies.request_replies(request.user, prompts, responder)
     return redirect(f"{params.build_url(prompts=prompts.pk, page=1)}#answers")
@@ -242,7 +242,7 @@ def request_replies(request: AuthenticatedRequest) -> HttpResponse:
 
 @require_POST
 def delete_prompts(request: AuthenticatedRequest, prompts_id: int) -> HttpResponse:
-    """Delete a set of prompts, and go on with the same versions."""
+    """Delete a prompt set and return to the same versions."""
     prompts = get_changeable(PromptSet, request.user, prompts_id)
     params = parse_params(request, request.POST)
     prompt_sets.delete_prompts(request.user, prompts)
@@ -251,8 +251,8 @@ def delete_prompts(request: AuthenticatedRequest, prompts_id: int) -> HttpRespon
 
 @require_POST
 def analyze_weights(request: AuthenticatedRequest) -> JsonResponse:
-    """How far the versions moved their base, and how alike they are: begun by the first who looks,
-    then kept.
+    """How much the versions change their base model's weights, and how similar they are. The first
+    visitor starts the analysis; its result is stored.
     """
     params = parse_params(request, request.POST)
     job = weight_analysis.enqueue_analysis(
@@ -272,19 +272,21 @@ def analyze_weights(request: AuthenticatedRequest) -> JsonResponse:
 def parse_pair(
     request: AuthenticatedRequest, form: QueryDict
 ) -> tuple[PromptSet, AdapterVersion, AdapterVersion]:
-    """Raises NotFound: something that they may not see. UserError: the two are the same."""
+    """Raises NotFound for something that the user may not see, UserError if the two versions are
+    the same.
+    """
     prompts = get_visible(PromptSet, request.user, parse_id(form.get("prompts", "")))
     first, second = (
         get_visible(AdapterVersion, request.user, parse_id(form.get(name, "")))
         for name in ("first", "second")
     )
     if first.pk == second.pk:
-        raise UserError("Choose two versions to vote on.", field="second")
+        raise UserError("Choose two different versions.", field="second")
     return (prompts, *votes.order_pair(first, second))
 
 
 def show_next_vote(request: AuthenticatedRequest) -> HttpResponse:
-    """The next row to vote on. Which side is whose is nowhere in the page."""
+    """The next row to vote on. The page does not contain which side belongs to which version."""
     prompts, first, second = parse_pair(request, request.GET)
     values = {
         "prompts": prompts,
@@ -301,7 +303,7 @@ def get_vote_context(
     pair = votes.get_next_pair(request.user, prompts, first, second)
     row = prompts.rows[pair.row] if pair else None
     vote_count = votes.count_own_votes(request.user, prompts, first, second)
-    # The rate is told only at the end, or it would sway who still votes.
+    # Hidden until the end, because it would bias the votes that are left
     return {
         "pair": pair,
         "row": row,

@@ -1,6 +1,4 @@
-"""Blind votes: two replies without names, in an order of chance, and a choice. What is told of them
-knows no request.
-"""
+"""Blind votes on pairs of replies, and win rates computed from them."""
 
 from __future__ import annotations
 
@@ -15,7 +13,7 @@ from adapters.models import AdapterVersion, PromptSet, Reply, Vote
 from training.errors import UserError
 from training.people.models import User
 
-# A choice as the second version sees it
+# A choice from the second version's point of view
 SWAPPED_CHOICES = {
     "first": "second",
     "second": "first",
@@ -25,7 +23,7 @@ SWAPPED_CHOICES = {
 
 @dataclass(frozen=True)
 class VotePair:
-    """A row with two replies. `swapped`: what is shown on the left is the second version's."""
+    """A row with two replies. `is_swapped` means that the left reply is the second version's."""
 
     row: int
     left: str
@@ -35,8 +33,8 @@ class VotePair:
 
 @dataclass(frozen=True)
 class WinRate:
-    """How often the first version won. Ties count half for each; the interval is Wilson's (1927),
-    95 %.
+    """How often the first version won. Ties count half for each; `low` and `high` are Wilson's 95%
+    interval (1927).
     """
 
     votes: int
@@ -52,15 +50,17 @@ class WinRate:
 def order_pair(
     first: AdapterVersion, second: AdapterVersion
 ) -> tuple[AdapterVersion, AdapterVersion]:
-    """A pair is stored one way round, so that both ways are the same vote."""
+    """The pair in the order in which votes are stored, so that (a, b) and (b, a) share
+    their votes.
+    """
     return (first, second) if first.pk < second.pk else (second, first)
 
 
 def get_next_pair(
     user: User, prompts: PromptSet, first: AdapterVersion, second: AdapterVersion
 ) -> VotePair | None:
-    """The next row that this person has not voted on and that both have answered differently, in an
-    order of the person's own.
+    """The next row that this person has not voted on and whose replies differ, in an order of the
+    person's own.
     """
     voted_rows = set(get_own_votes(user, prompts, first, second).values_list("row", flat=True))
     texts = {version.pk: dict(get_reply_texts(prompts, version)) for version in (first, second)}
@@ -97,8 +97,8 @@ def get_reply_texts(prompts: PromptSet, version: AdapterVersion) -> list[tuple[i
 def stable_random(
     user: User, prompts: PromptSet, first: AdapterVersion, second: AdapterVersion, row: int
 ) -> int:
-    """A number that is a person's own for each row, and the same each time: a reload must not show
-    the other order.
+    """A random number per person and row that never changes, so that a reload does not reveal the
+    order of the sides.
     """
     seed = f"{user.pk}:{prompts.pk}:{first.pk}:{second.pk}:{row}".encode()
     return int.from_bytes(hashlib.sha256(seed).digest()[:8])
@@ -111,20 +111,20 @@ def cast_vote(
     row: int,
     side: str,
 ) -> Vote:
-    """Store a choice of `left`, `right` or `tie` as what it means. Voting again on a row replaces
-    the choice.
+    """Store `left`, `right` or `tie` as a choice between the versions. Voting again on a row
+    replaces the choice.
 
     Raises:
-        UserError: another word, or a row without two replies.
+        UserError: another choice, or a row without two replies.
     """
     first, second = pair
     if side not in ("left", "right", "tie"):
-        raise UserError("Choose left, right or tie.", field="choice")
+        raise UserError("`choice` must be left, right or tie.", field="choice")
     reply_count = Reply.objects.filter(
         prompts=prompts, row=row, version__in=(first, second)
     ).count()
     if reply_count < 2:
-        raise UserError("This row does not have two replies yet.", field="row")
+        raise UserError("This row does not have both replies yet.", field="row")
     is_swapped = stable_random(user, prompts, first, second, row) % 2 == 1
     choice = "tie"
     if side != "tie":
@@ -143,14 +143,14 @@ def cast_vote(
 def get_win_rate(
     first: AdapterVersion, second: AdapterVersion, prompts: PromptSet | None = None
 ) -> WinRate:
-    """The first version's wins over the second in all votes, or in those on one set of prompts."""
+    """The first version's wins over the second, in all votes or in those on one prompt set."""
     return get_win_rates([(first, second)], prompts)[0][2]
 
 
 def get_win_rates(
     pairs: Sequence[tuple[AdapterVersion, AdapterVersion]], prompts: PromptSet | None = None
 ) -> list[tuple[AdapterVersion, AdapterVersion, WinRate]]:
-    """The same for several pairs, in one query."""
+    """The win rates of several pairs, in one query."""
     version_ids = {version.pk for pair in pairs for version in pair}
     rows = Vote.objects.filter(first__in=version_ids, second__in=version_ids)
     if prompts is not None:
@@ -194,8 +194,8 @@ def compute_win_rate(
 
 
 def win_interval(points: float, votes: int) -> tuple[float, float]:
-    """Wilson's 95 % interval of a share. It is for whole numbers, so a half point widens it: from
-    the low end without it to the high end with a whole one.
+    """Wilson's 95% interval of a share. It needs whole numbers, so a half point widens it: the
+    lower end is computed with the half point dropped, the upper end with it rounded up.
     """
     from scipy.stats import binomtest
 
@@ -209,7 +209,7 @@ def win_interval(points: float, votes: int) -> tuple[float, float]:
 
 
 def get_overall_win_rate(version: AdapterVersion) -> WinRate | None:
-    """Its votes against all others, for the version's own page; None without any."""
+    """A version's votes against all others; None without any."""
     rows = Vote.objects.filter(Q(first=version) | Q(second=version)).values_list(
         "first_id", "choice", "voter_id"
     )

@@ -1,6 +1,4 @@
-"""What a worker works out for a comparison: how versions moved their base, how alike they are, and
-what their data share.
-"""
+"""The background job that compares the weights of versions and the data they were trained on."""
 
 from __future__ import annotations
 
@@ -29,8 +27,8 @@ def format_job_key(versions: Sequence[AdapterVersion]) -> str:
 def enqueue_analysis(
     user: User, versions: Sequence[AdapterVersion], *, retry_failed: bool = False
 ) -> Job:
-    """The comparison of these versions, whatever their order: begun now, under way, or done before;
-    if it failed, `again`.
+    """The job that compares these versions, in any order: started now, running, or done before.
+    `retry_failed` restarts a failed one.
     """
     params = {"versions": sorted(version.pk for version in versions)}
     restart = (JobState.FAILED,) if retry_failed else ()
@@ -45,7 +43,7 @@ def run_analysis(job: Job) -> dict[str, Any]:
             "base_model", "data__dataset"
         )
     )
-    save_progress(job, {"message": "comparing their data"})
+    save_progress(job, {"message": "comparing data"})
     data_overlaps = compute_data_overlaps(versions)
     with_data = next((version for version in versions if version.data), versions[0])
     params = {
@@ -65,8 +63,8 @@ def run_analysis(job: Job) -> dict[str, Any]:
 
 
 def compute_data_overlaps(versions: Sequence[AdapterVersion]) -> list[dict[str, Any]]:
-    """For each pair of different data: rows to train on of each, and how many stand in both, word
-    for word.
+    """For each pair of different dataset versions: the training rows of each, and how many
+    identical rows both contain.
     """
     data_by_id = {version.data.pk: version.data for version in versions if version.data}
     digests = (
@@ -85,7 +83,7 @@ def compute_data_overlaps(versions: Sequence[AdapterVersion]) -> list[dict[str, 
 
 
 def row_digests(data: DatasetVersion) -> set[bytes]:
-    """16 bytes a row, so that a million rows take 100 MB at most."""
+    """16 bytes per row, so that a million rows take at most 100 MB."""
     with data.split_path("train").open("rb") as file:
         return {hashlib.blake2b(line.strip(), digest_size=16).digest() for line in file}
 

@@ -1,6 +1,4 @@
-"""What leaves the house: the merged model and GGUF files, made in the background and handed out. It
-knows no torch.
-"""
+"""Export the full model of a version as GGUF in the background, and download it as a zip."""
 
 from __future__ import annotations
 
@@ -21,23 +19,23 @@ from training.jobs.services import enqueue_job
 from training.people.models import User
 
 KIND = "gguf"
-# What the `gguf` package can pack; K-quants it cannot. The words say what each costs.
+# Formats that the `gguf` package can write (no K-quants), with what each costs
 QUANTIZATIONS = {
-    "f16": "16 bits: half the size of f32, answers the same",
-    "q8_0": "8 bits: a quarter, hardly worse",
-    "q4_1": "4 bits with an offset: an eighth, noticeably worse",
-    "q4_0": "4 bits: the smallest, worst",
-    "bf16": "16 bits as trained; llama.cpp rounds more than with f16",
-    "f32": "32 bits: the largest, exact",
+    "f16": "16 bits: half the size of f32, same answers",
+    "q8_0": "8 bits: a quarter of the size, almost no quality loss",
+    "q4_1": "4 bits with an offset: an eighth of the size, noticeable quality loss",
+    "q4_0": "4 bits: smallest size, largest quality loss",
+    "bf16": "16 bits as trained; llama.cpp is less precise than with f16",
+    "f32": "32 bits: largest size, exact",
 }
 
 
 def export_gguf(user: User, version: AdapterVersion, quantization: str) -> Job:
-    """Begin to write a GGUF file of a version's whole model, or tell of the one that is under way
-    or done.
+    """Start a GGUF export of a version's full model, or return the job that is running or done.
 
     Raises:
-        UserError: no such quantization. Conflict: it has no whole model, and why or what to do.
+        UserError: unknown quantization.
+        Conflict: the version has no full model; the message says why or what to do.
     """
     if quantization not in QUANTIZATIONS:
         raise UserError(
@@ -51,17 +49,17 @@ def export_gguf(user: User, version: AdapterVersion, quantization: str) -> Job:
 
 
 def get_model_folder(version: AdapterVersion) -> Path:
-    """Where the whole model lies. Raises Conflict: there is none (yet)."""
+    """The folder of the full model. Raises Conflict if there is none (yet)."""
     if version.is_full_model:
         return version.folder
     if version.method_spec.merge_unsupported_reason:
         raise Conflict(
-            f"{version.method_spec.title} has no whole model to export: "
-            f"{version.method_spec.merge_unsupported_reason} Download the adapter."
+            f"{version.method_spec.title} has no full model to export: "
+            f"{version.method_spec.merge_unsupported_reason} Download the adapter instead."
         )
     if not merge.is_merged(version):
         raise Conflict(
-            "Merge this version into its base first; what is exported is the merged model."
+            "Merge this version into its base model first: the merged model is exported."
         )
     return version.merged_folder
 
@@ -90,18 +88,18 @@ def gguf_path(version: AdapterVersion, quantization: str) -> Path:
 
 
 def get_gguf(version: AdapterVersion, quantization: str) -> Path:
-    """The file, whole and checked. Raises NotFound: it has not been made."""
+    """The finished and checked file. Raises NotFound if it has not been exported."""
     is_done = Job.objects.filter(
         kind=KIND, key=f"{version.pk}:{quantization}", state=JobState.DONE
     ).exists()
     path = gguf_path(version, quantization) if quantization in QUANTIZATIONS else None
     if not is_done or path is None or not path.is_file():
-        raise NotFound("There is no such GGUF file of this version; export it first.")
+        raise NotFound("This version has no such GGUF file. Export it first.")
     return path
 
 
 def stream_merged_zip(version: AdapterVersion) -> Iterator[bytes]:
-    """The whole model as transformers loads it, as a zip made while it is sent."""
+    """Stream the full model, in transformers' format, as an uncompressed zip."""
     folder = get_model_folder(version)
     archive = ZipStream(compress_type=ZIP_STORED)
     for path in sorted(folder.iterdir()):

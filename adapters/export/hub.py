@@ -1,5 +1,5 @@
-"""Push a version to a model hub, in the background. The token lives as long as the push and is told
-to nobody but its program.
+"""Push a version to the Hugging Face Hub in the background. The access token is only passed to the
+push program and is deleted when the push starts.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from training.people.models import User
 
 KIND = "push"
 PUSH_CONTENTS = {"adapter": "the adapter", "merged": "the merged model"}
-# 96 is the hub's own limit
+# The Hub's limit is 96 characters
 REPOSITORY_PATTERN = re.compile(r"(?=.{3,96}$)[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
 TOKEN_PATTERN = re.compile(r"[!-~]{8,200}")
 
@@ -36,22 +36,21 @@ def push_to_hub(
     what: str = "adapter",
     private: bool = True,
 ) -> Job:
-    """Begin to push a version's files to `owner/name` on the hub, or tell of the push that is under
-    way.
+    """Start to push a version's files to `owner/name` on the Hub, or return the push that is
+    running.
 
     Raises:
-        UserError: a value that cannot be, with its field. Conflict: it has no merged model, and why
-            or what to do.
+        UserError: an invalid value, with its field.
+        Conflict: the version has no merged model; the message says why or what to do.
     """
     if not REPOSITORY_PATTERN.fullmatch(repository):
         raise UserError(
-            f"{repository[:80]!r} is not a repository; it looks like `owner/name`.",
+            f"{repository[:80]!r} is not a repository name. Use `owner/name`.",
             field="repository",
         )
     if not TOKEN_PATTERN.fullmatch(token):
         raise UserError(
-            "Give an access token of the hub that may write; it is forgotten once the push has "
-            "begun.",
+            "Enter a Hub access token with write permission. It is deleted when the push starts.",
             field="token",
         )
     if what not in PUSH_CONTENTS:
@@ -60,7 +59,7 @@ def push_to_hub(
         gguf.get_model_folder(version)
     key = f"{version.pk}:{what}:{repository}"
     params = {"repository": repository, "what": what, "private": private, "token": token}
-    restart = (JobState.DONE, JobState.FAILED)  # a second push is a push
+    restart = (JobState.DONE, JobState.FAILED)  # a second push runs again
     return enqueue_job(user, KIND, key, subjects=[version], params=params, restart=restart)
 
 
@@ -68,9 +67,9 @@ def run_push(job: Job) -> dict[str, Any]:
     version = get_subject(job, AdapterVersion, "base_model")
     assert version is not None
     token = job.params.pop("token", "")
-    save_job(job, params=job.params)  # the database keeps no token longer than it must
+    save_job(job, params=job.params)  # remove the token from the database
     if not token:
-        raise UserError("The push broke off, and its token is forgotten; push again.")
+        raise UserError("The push was interrupted and its token was deleted. Push again.")
     folder = version.folder if job.params["what"] == "adapter" else gguf.get_model_folder(version)
     card = version.folder / CARD_FILE
     base = version.base_model.location if version.base_model.source == Source.HUB else ""

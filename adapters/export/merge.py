@@ -1,6 +1,4 @@
-"""Merge a version into its base, in the background, and tell whether that is possible and done. It
-knows no torch.
-"""
+"""Merge a version into its base model in the background."""
 
 from __future__ import annotations
 
@@ -19,7 +17,7 @@ from training.people.models import User
 
 KIND = "merge"
 NUM_PROMPTS, MIN_PROMPTS = 8, 4
-# For a version without data, or with next to none: what anybody might ask.
+# For versions with little or no held-out data
 COMMON_PROMPTS = [
     [{"role": "user", "content": text}]
     for text in (
@@ -32,14 +30,15 @@ COMMON_PROMPTS = [
 
 
 def merge_version(user: User, version: AdapterVersion) -> Job:
-    """Begin to merge, or tell of the merge that is under way or done.
+    """Start a merge, or return the job that is running or done.
 
     Raises:
-        Conflict: its method cannot be merged; the sentence says why.
+        Conflict: the method does not support merging; the message says why.
     """
     if version.method_spec.merge_unsupported_reason:
         raise Conflict(
-            f"{version.method_spec.title} cannot be merged. {version.method_spec.merge_unsupported_reason}",
+            f"{version.method_spec.title} cannot be merged. "
+            f"{version.method_spec.merge_unsupported_reason}",
             field="merge",
         )
     return enqueue_job(user, KIND, str(version.pk), subjects=[version])
@@ -59,7 +58,7 @@ def run_merge(job: Job) -> dict[str, Any]:
 
 
 def merge_outputs(job: Job) -> list[Path]:
-    """The merged model, and what a merge under way has written aside."""
+    """The merged model, and the temporary folders of a running merge."""
     version = get_subject(job, AdapterVersion)
     assert version is not None
     folder = version.merged_folder
@@ -70,8 +69,8 @@ def merge_outputs(job: Job) -> list[Path]:
 
 
 def get_parity_prompts(version: AdapterVersion) -> list[list[dict[str, str]]]:
-    """What parity is checked with: held-out prompts of its data, and common ones where those are
-    few.
+    """Prompts for the parity check: held-out prompts of the version's data, filled up with common
+    ones.
     """
     held_out_rows = sample_eval_prompts(version.data, NUM_PROMPTS) if version.data else []
     return [row["messages"] for row in held_out_rows] + COMMON_PROMPTS[
@@ -80,7 +79,7 @@ def get_parity_prompts(version: AdapterVersion) -> list[list[dict[str, str]]]:
 
 
 def is_merged(version: AdapterVersion) -> bool:
-    """Is its merged model there, checked and whole?"""
+    """Whether the merged model exists and has passed its check."""
     return (
         Job.objects.filter(kind=KIND, key=str(version.pk), state=JobState.DONE).exists()
         and version.merged_folder.is_dir()

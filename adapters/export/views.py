@@ -1,6 +1,4 @@
-"""What a version is exported as: its merged model, GGUF files; their progress, and their
-downloads.
-"""
+"""The exports of a version: merged model, GGUF files and pushes, with progress and downloads."""
 
 from __future__ import annotations
 
@@ -20,7 +18,7 @@ from training.people.requests import AuthenticatedRequest, async_chunks
 
 
 def show_exports(request: AuthenticatedRequest, adapter_id: int) -> HttpResponse:
-    """The card of exports anew, while something is made."""
+    """The export card, which the page reloads while an export runs."""
     version = get_visible(AdapterVersion, request.user, adapter_id, "base_model")
     mine = AdapterVersion.objects.changeable_by(request.user).filter(pk=version.pk).exists()
     return render(

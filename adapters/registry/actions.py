@@ -1,6 +1,4 @@
-"""What people do to versions on the shelf: tag, note, delete, look where they come from and what
-they take of the disk.
-"""
+"""Actions on adapter versions: tag, annotate, delete, show lineage and disk usage."""
 
 from __future__ import annotations
 
@@ -30,47 +28,52 @@ SUGGESTED_TAGS = ("candidate", "production")
 def update_version(
     user: User, version: AdapterVersion, *, tags: str | None = None, notes: str | None = None
 ) -> AdapterVersion:
-    """Tag a version (tags come with commas) or write notes to it; None leaves a part as it is.
+    """Set the tags (comma-separated) or the notes of a version; None leaves them unchanged.
 
     Raises:
-        NotAllowed: not theirs to change. UserError: too many tags, odd ones, or too long notes.
+        NotAllowed: the user may not change this version.
+        UserError: too many tags, an invalid tag, or notes that are too long.
     """
     check_changeable(user, version)
     if tags is not None:
         version.tags = normalize_tags(tags.split(","))
     if notes is not None:
         if len(notes) > MAX_NOTES_LENGTH:
-            raise UserError(f"Notes have at most {MAX_NOTES_LENGTH:,} characters.", field="notes")
+            raise UserError(
+                f"Notes can have at most {MAX_NOTES_LENGTH:,} characters.", field="notes"
+            )
         version.notes = notes.replace("\0", "")
     version.save(update_fields=["tags", "notes"])
     return version
 
 
 def delete_version(user: User, version: AdapterVersion, name: str) -> int:
-    """Delete a version with its files, its merged model and what was worked out of it; returns the
+    """Delete a version with its files, merged model, exports and evaluation results. Returns the
     bytes freed.
 
     Raises:
-        UserError: `name` is not its name. Conflict: a deployment answers with it, or a run that has
-            not ended begins with it.
+        UserError: `name` is not the version's name.
+        Conflict: a deployment uses it, or an unfinished run starts from it.
     """
     check_changeable(user, version)
     check_name_typed(name, str(version))
     open_run = Run.objects.filter(from_version=version.pk, state__in=UNFINISHED).first()
     if open_run is not None:
         raise Conflict(
-            f"Run {open_run.pk}, {open_run.name}, begins with the weights of {version}; let it "
-            "end, or stop it first."
+            f"Run {open_run.pk} ({open_run.name}) starts from {version}. Wait for it to finish or "
+            "stop it first."
         )
     folders = [version.folder]
     for job in find_jobs_about(version):
         folders += list_job_folders(job)
     try:
         with transaction.atomic():
-            version.delete()  # and its jobs with it
+            version.delete()  # deletes its jobs, too
     except ProtectedError as error:
         names = ", ".join(row.name for row in deployments_using(version))
-        raise Conflict(f"{version} answers as {names}; switch or take that down first.") from error
+        raise Conflict(
+            f"{version} is deployed as {names}. Switch or delete the deployment first."
+        ) from error
     return sum(remove_tree(folder) for folder in dict.fromkeys(folders))
 
 
@@ -80,7 +83,7 @@ def deployments_using(version: AdapterVersion) -> list[Deployment]:
 
 @dataclass(frozen=True)
 class LineageNode:
-    """A version in a lineage: how deep it stands, and whether it is the one that is looked at."""
+    """A version in the lineage tree, with its depth and whether it is the current one."""
 
     version: AdapterVersion
     depth: int
@@ -88,13 +91,13 @@ class LineageNode:
 
     @property
     def indent_levels(self) -> range:
-        """As many as it is indented by."""
+        """A range for the template to indent by."""
         return range(self.depth - 1)
 
 
 def build_lineage(user: User, version: AdapterVersion) -> list[LineageNode]:
-    """The tree that a version stands in, parents before children; those that the person may not see
-    are left out.
+    """The lineage tree that contains `version`, parents before children, without versions that the
+    user may not see.
     """
     versions = {
         row.pk: row
@@ -118,8 +121,8 @@ def build_lineage(user: User, version: AdapterVersion) -> list[LineageNode]:
 
 
 def get_disk_usage(user: User) -> dict[str, Any]:
-    """Bytes of what somebody may see: adapters with their merged models, the newest runs' folders,
-    and each owner's sums.
+    """Bytes used by what the user may see: adapters with merged models, the newest runs, and totals
+    by owner.
     """
     versions = AdapterVersion.objects.visible_to(user)
     merged: dict[int, int] = {}
@@ -163,9 +166,11 @@ def get_disk_usage(user: User) -> dict[str, Any]:
 
 
 def measure_folder(folder: Path) -> int:
-    """Of a folder that an engine may be writing to: what goes away meanwhile counts nothing."""
+    """Bytes of a folder that an engine may be writing to. Files that vanish meanwhile count as
+    zero.
+    """
     total = 0
-    # A folder that goes away while it is walked through ends the walk
+    # rglob raises FileNotFoundError if a subfolder vanishes during the walk
     with suppress(FileNotFoundError):
         for path in folder.rglob("*"):
             with suppress(FileNotFoundError):

@@ -1,5 +1,5 @@
-"""Continue from a version: a run that begins with its weights, with the settings that made it but
-for those that are changed.
+"""Continue training: start a run from a version's weights with its settings, some of
+them changed.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from training.runs.launch.init_from import StartWeights, get_start_weights
 from training.runs.launch.request import LaunchRequest, launch_runs
 from training.runs.models import Run
 
-# What the weights were made in the shape of; another would be another adapter.
+# Settings that fix the shape of the weights. Changing one would make a different adapter.
 SHAPE_SETTINGS = (
     "method",
     "rank",
@@ -39,8 +39,8 @@ PEFT_CONFIG_KEYS = (
     ("use_rslora", "use_rslora"),
     ("use_dora", "use_dora"),
 )
-# What was meant for a beginning: weights that are there need no start, and trials would not begin
-# with them.
+# Settings for new weights. A run from a version needs no initialization, and tuning trials would
+# not start from its weights.
 INIT_SETTINGS = (
     "init_lora_weights",
     "prompt_tuning_init",
@@ -52,7 +52,7 @@ INIT_SETTINGS = (
 
 
 def get_inherited_settings(version: AdapterVersion) -> dict[str, Any]:
-    """The settings that a run from this version begins with."""
+    """The settings that a run takes over from the version it starts from."""
     inherited = {
         name: value
         for name, value in version.provenance.get("settings", {}).items()
@@ -62,7 +62,7 @@ def get_inherited_settings(version: AdapterVersion) -> dict[str, Any]:
 
 
 def read_shape_settings(version: AdapterVersion) -> dict[str, Any]:
-    """Rank and alpha as the files have them: PiSSA's and OLoRA's are saved at twice the rank."""
+    """Rank and alpha from the adapter's files: PEFT saves PiSSA and OLoRA with twice the rank."""
     if version.method not in ("lora", "qlora"):
         return {}
     peft_config = json.loads((version.folder / ADAPTER_FILES[1]).read_text())
@@ -98,10 +98,11 @@ def has_config(version: AdapterVersion) -> bool:
 def resolve_start_weights(
     user: User, *, version: int | None, name: str, number: int | None, sha256: str
 ) -> StartWeights:
-    """The version by its id, or as a YAML file names it: by its weights, else by name and number.
+    """Find a version by ID, or as a YAML file names it: by the hash of its weights, else by name
+    and number.
 
     Raises:
-        NotFound: there is none that the person may see, or its files are gone.
+        NotFound: the user sees no such version, or its files are missing.
     """
     visible = AdapterVersion.objects.visible_to(user).order_by("-pk")
     if version is not None:
@@ -121,8 +122,7 @@ def resolve_start_weights(
         requested = f"{name[:80]!r}" + ("" if number is None else f", version {number}")
     if source is None or not (source.folder.is_dir() and has_config(source)):
         raise NotFound(
-            f"The adapter that this run begins with, {requested}, is not there, or not yours to see. "
-            "Leave it out to begin with the base model.",
+            f"Start adapter {requested} not found. Remove it to start from the base model.",
             field="from_version" if version is not None else "start_from",
         )
     return build_start_weights(source)
@@ -136,24 +136,23 @@ def continue_from(
     changes: dict[str, Any] | None = None,
     name: str = "",
 ) -> Run:
-    """Launch a run that begins with a version's weights, on its own data unless another is given.
+    """Launch a run that starts from a version's weights, on the version's own data unless `data` is
+    set.
 
     Raises:
-        Conflict: its data is gone. NotFound: it is not theirs to see, or the files are gone.
-        ConfigError: a change of what the weights are shaped like, or a setting that is wrong;
-            whatever a launch refuses.
+        Conflict: the version's data was deleted.
+        NotFound: the user may not see the data, or the version's files are missing.
+        ConfigError: a changed setting contradicts the shape of the weights or is invalid.
     """
     for field, value in (changes or {}).items():
         if isinstance(value, list):
-            raise ConfigError(f"{field} has several values; a run has one of each.", field=field)
+            raise ConfigError(f"{field} has several values; a single run takes one.", field=field)
     training_data = data or version.data
     if training_data is None:
-        raise Conflict(
-            "The data of this version is deleted; choose other data to go on with.", field="data"
-        )
+        raise Conflict("The data of this version was deleted. Choose other data.", field="data")
     if get_visible_version(user, training_data.pk) is None:
         raise NotFound(
-            "The data of this version is not shared with you; choose other data to go on with.",
+            "The data of this version is not shared with you. Choose other data.",
             field="data",
         )
     request = LaunchRequest(

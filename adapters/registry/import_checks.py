@@ -1,9 +1,9 @@
-"""Does an adapter from elsewhere fit its base, and does its config say nothing but what is known?
-Pure; it reads no tensor.
+"""Check that an imported adapter fits its base model and that its config sets nothing unknown. Pure
+functions that read no tensors.
 
-PEFT passes unknown parameters on to the base, starts of another kind change the base's weights
-while they are loaded, and sizes in the config are allocated before the file is read. So the config
-is written anew, from what is known and from the tensors.
+PEFT passes unknown parameters on to the base model, some initializations change the base's weights
+while loading, and PEFT allocates the sizes in the config before it reads the file. The config is
+therefore rebuilt from known keys and from the tensors.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from typing import Any
 from training.errors import UserError
 
 TENSOR_PREFIX = "base_model.model."
-MAX_SIZE = 4096  # rank, virtual tokens, or a bottleneck's size
-# What may be set, by method; all other keys are dropped where PEFT writes them by itself, and
-# refused where they say something.
+MAX_SIZE = 4096  # of rank, virtual tokens, bottleneck size
+# Keys copied by method. Keys that PEFT always writes are ignored; any other key that is set is an
+# error.
 COMMON_KEYS = ("peft_type", "task_type")
 ALLOWED_KEYS: dict[str, tuple[str, ...]] = {
     "lora": (
@@ -62,7 +62,7 @@ IGNORED_KEYS = {
 DEFAULT_VALUES = {
     "megatron_core": ("megatron.core",),
     "bias": ("none",),
-}  # what PEFT writes, used or not
+}  # values that PEFT always writes
 TENSOR_PATTERNS = {
     "lora": re.compile(
         r"(?P<module>[\w.]+)\.lora_(?P<part>A|B)\.weight|(?P<other>[\w.]+)\.lora_magnitude_vector(\.weight)?"
@@ -75,8 +75,8 @@ TENSOR_PATTERNS = {
 
 
 def find_weight_name(module: str, names: Collection[str]) -> str | None:
-    """What a base's files call the weight of a module: GPT-2's on the hub leave its prefix out, a
-    tied head is the embeddings.
+    """The name of a module's weight in the base's files. GPT-2 files on the Hub omit the
+    `transformer.` prefix, and a tied head is stored as the embeddings.
     """
     without_prefix = module.removeprefix("transformer.")
     tied = (
@@ -92,19 +92,19 @@ def find_weight_name(module: str, names: Collection[str]) -> str | None:
 
 @dataclass(frozen=True)
 class BaseShapes:
-    """A base's name and the shapes of its weights."""
+    """The name of a base model and the shapes of its weights."""
 
     name: str
     shapes: Mapping[str, list[int]]
 
     def get_weight_shape(self, module: str) -> list[int]:
-        """Raises UserError: the base has no such weight."""
+        """Raises UserError if the base has no such 2-dimensional weight."""
         name = find_weight_name(module, self.shapes)
         shape = self.shapes[name] if name else None
         if shape is None or len(shape) != 2:
             raise UserError(
-                f"{self.name} has no weight {module[:80]!r}, which the adapter changes; choose "
-                "its true base.",
+                f"{self.name} has no weight {module[:80]!r}, which the adapter changes. Choose the "
+                "base model it was trained on.",
                 field="base",
             )
         return shape
@@ -113,11 +113,11 @@ class BaseShapes:
 def validated_config(
     config: Mapping[str, Any], method: str, shapes: Mapping[str, list[int]], base: BaseShapes
 ) -> dict[str, Any]:
-    """The config as it may be kept.
+    """The config reduced to known keys, with target modules taken from the tensors.
 
     Raises:
-        UserError: a setting that is not known, a parameter that is no part of such an adapter, or a
-            size that does not fit.
+        UserError: an unknown setting, a tensor that does not belong to such an adapter, or a size
+            that does not fit.
     """
     accepted = {
         name: config[name] for name in (*COMMON_KEYS, *ALLOWED_KEYS[method]) if name in config
@@ -130,7 +130,7 @@ def validated_config(
             and value not in DEFAULT_VALUES.get(key, ())
         ):
             raise UserError(
-                f"adapter_config.json sets {key[:60]}, which is not taken; save the adapter "
+                f"adapter_config.json sets {key[:60]}, which is not supported. Save the adapter "
                 "without it.",
                 field="file",
             )
@@ -142,7 +142,7 @@ def validated_config(
         missing = [module for module in modules if not has_both_matrices(module, shapes)]
         if missing:
             raise UserError(
-                f"The adapter has only one of its two matrices for {missing[0][:80]!r}.",
+                f"The adapter has only one of the two LoRA matrices for {missing[0][:80]!r}.",
                 field="file",
             )
     if method in ("lora", "ia3", "bottleneck"):
@@ -160,8 +160,8 @@ def validated_config(
 
 
 def check_config_values(config: Mapping[str, Any]) -> None:
-    """Raises UserError: a number that is none, or beyond LARGEST; a pattern that is more than names
-    and numbers.
+    """Raises UserError for a size that is not an integer within its limit, or a pattern that is not
+    a map of module names to numbers.
     """
     for name in (
         "r",
@@ -178,8 +178,8 @@ def check_config_values(config: Mapping[str, Any]) -> None:
         )
         if value is not None and (type(value) is not int or not 1 <= value <= max_value):
             raise UserError(
-                f"adapter_config.json sets {name} to {str(value)[:40]}; it must be a whole number "
-                f"up to {max_value:,}.",
+                f"adapter_config.json sets {name} to {str(value)[:40]}; it must be an integer from "
+                f"1 to {max_value:,}.",
                 field="file",
             )
     for name in ("rank_pattern", "alpha_pattern"):
@@ -192,17 +192,19 @@ def check_config_values(config: Mapping[str, Any]) -> None:
         )
         if not is_valid:
             raise UserError(
-                f"adapter_config.json's {name} must name modules with a number each.", field="file"
+                f"{name} in adapter_config.json must map module names to numbers.", field="file"
             )
 
 
 def parse_tensor_name(name: str, method: str) -> tuple[str, str]:
-    """(module, which of its parts). Raises UserError: no part of an adapter of this kind."""
+    """Return (module, part). Raises UserError for a tensor that does not belong to such
+    an adapter.
+    """
     match = TENSOR_PATTERNS[method].fullmatch(name.removeprefix(TENSOR_PREFIX))
     if match is None:
         raise UserError(
-            f"The tensor {name[:80]!r} is no part of such an adapter; it would change the base "
-            "itself.",
+            f"Tensor {name[:80]!r} does not belong to this type of adapter; it would overwrite "
+            "base weights.",
             field="file",
         )
     groups = match.groupdict()
@@ -217,15 +219,13 @@ def has_both_matrices(module: str, shapes: Mapping[str, list[int]]) -> bool:
 def check_tensor_shape(
     name: str, shape: list[int], method: str, expected: tuple[Mapping[str, Any], BaseShapes]
 ) -> None:
-    """Raises UserError: the tensor has another size than its place in the base, or than the config
-    says.
-    """
+    """Raises UserError for a tensor whose shape fits neither the base's weight nor the config."""
     config, base = expected
     module, part = parse_tensor_name(name, method)
     if method in ("prefix", "prompt"):
         if not shape or shape[0] != config.get("num_virtual_tokens"):
             raise UserError(
-                f"The adapter holds {shape[:1]} virtual tokens, and its config says "
+                f"The adapter has {shape[:1]} virtual tokens, but its config says "
                 f"{config.get('num_virtual_tokens')}.",
                 field="file",
             )
@@ -236,13 +236,14 @@ def check_tensor_shape(
         rank, width = (shape[0], shape[-1]) if part == "A" else (shape[-1], shape[0])
         if len(shape) != 2 or rank not in ranks or width not in weight:
             raise UserError(
-                f"The adapter's {part} for {module[:80]} is {shape}: that fits neither rank "
-                f"{config.get('r')} nor the weight of {weight} in {base.name}. Choose its true "
-                "base.",
+                f"The adapter's {part} for {module[:80]} has shape {shape}, which fits neither "
+                f"rank {config.get('r')} nor the weight of shape {weight} in {base.name}. Choose "
+                "the base model it was trained on.",
                 field="base",
             )
     elif not all(size in (1, config.get("bottleneck_size"), *weight) for size in shape):
         raise UserError(
-            f"The adapter's part of {module[:80]} does not fit {base.name}; choose its true base.",
+            f"The adapter's tensor for {module[:80]} does not fit {base.name}. Choose the base "
+            "model it was trained on.",
             field="base",
         )

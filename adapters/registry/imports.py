@@ -1,8 +1,8 @@
-"""An adapter made elsewhere with PEFT: looked through before anything of it is kept. No torch, and
-nothing is run.
+"""Import an adapter trained elsewhere with PEFT. The files are checked before anything is stored;
+torch is not loaded and no code from them runs.
 
-Only safetensors and a config whose every key is known are taken; its base must be a model of the
-catalog that the weights fit.
+Only safetensors and configs with known keys are accepted. The base must be a model of the catalog
+that the weights fit.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from adapters.registry.services import (
     build_file_manifest,
     count_bytes,
     get_weights_digest,
-    move_into_place,
+    move_to_version_folder,
     take_next_number,
 )
 from training.catalog.models import BaseModel, ModelState
@@ -42,7 +42,7 @@ MAX_BYTES = 2 * 10**9
 MAX_ENTRIES = 200
 MAX_CONFIG_BYTES = 200_000
 MAX_COMPRESSION_RATIO = 100
-# Types of tensors that are taken; torch cannot copy F4, F6 or complex ones into an adapter.
+# Accepted dtypes: torch cannot copy F4, F6 or complex tensors into an adapter.
 ADAPTER_DTYPES = frozenset(("F64", "F32", "F16", "BF16", "I64", "I32", "I16", "I8", "U8", "BOOL"))
 METHOD_BY_PEFT_TYPE = {
     "LORA": "lora",
@@ -55,7 +55,7 @@ METHOD_BY_PEFT_TYPE = {
 
 @dataclass(frozen=True)
 class AdapterInfo:
-    """What a folder of an adapter turned out to be."""
+    """What inspecting an adapter's folder showed."""
 
     method: str
     config: dict[str, Any]
@@ -65,24 +65,24 @@ class AdapterInfo:
 def import_version(
     user: User, uploads: Sequence[UploadedFile[Any]], base: BaseModel, name: str
 ) -> AdapterVersion:
-    """Take in `adapter_config.json` and `adapter_model.safetensors`: as they are, or in a zip, in
-    its root or one folder.
+    """Import `adapter_config.json` and `adapter_model.safetensors`, either as two files or as a zip
+    with both in its root or in one folder.
 
     Raises:
-        UserError: what is wrong with it, and what to do. Nothing of it is kept then.
+        UserError: what is wrong and how to fix it. Nothing is stored in that case.
     """
     if base.state != ModelState.READY:
-        raise Conflict(f"{base.name} is not ready yet.", field="base")
+        raise Conflict(f"Base model {base.name} is not ready yet.", field="base")
     title = to_one_line(name)[:120]
     if not title:
-        raise UserError("An adapter needs a name.", field="name")
+        raise UserError("Enter a name for the adapter.", field="name")
     root = Path(settings.HOME) / "adapters"
     root.mkdir(exist_ok=True)
     staging_folder = Path(tempfile.mkdtemp(prefix=".import-", dir=root))
     try:
         extract_files(uploads, staging_folder)
         info = inspect_adapter(staging_folder, base)
-        # A name, not a path or an address that a library might go to.
+        # A name, so that no library follows a path or URL of the upload
         config = {**info.config, "base_model_name_or_path": base.name}
         (staging_folder / ADAPTER_FILES[1]).write_text(json.dumps(config, indent=2))
         files = build_file_manifest(staging_folder)
@@ -104,55 +104,55 @@ def import_version(
                     "imported": True,
                 },
             )
-            move_into_place(version, staging_folder)
+            move_to_version_folder(version, staging_folder)
     finally:
         shutil.rmtree(staging_folder, ignore_errors=True)
     return version
 
 
 def extract_files(uploads: Sequence[UploadedFile[Any]], target: Path) -> None:
-    """The two files, whatever else was chosen with them, or what is in the one zip."""
+    """Copy the two adapter files to `target`, from the uploads or from a single zip. Other uploads
+    are ignored.
+    """
     uploads_by_name = {str(upload.name): upload for upload in uploads}
     if not any(name in uploads_by_name for name in ADAPTER_FILES):
         if len(uploads) != 1:
-            raise UserError(
-                f"Choose one zip, or {' and '.join(ADAPTER_FILES)} together.", field="file"
-            )
+            raise UserError(f"Choose one zip, or both {' and '.join(ADAPTER_FILES)}.", field="file")
         unpack_zip(get_upload_file(uploads[0]), target)
         return
     for file_name in ADAPTER_FILES:
         if file_name not in uploads_by_name:
             raise UserError(
-                f"{file_name} is missing; choose {' and '.join(ADAPTER_FILES)} together.",
+                f"{file_name} is missing. Choose both {' and '.join(ADAPTER_FILES)}.",
                 field="file",
             )
         limit = MAX_CONFIG_BYTES if file_name.endswith(".json") else MAX_BYTES
         if (uploads_by_name[file_name].size or 0) > limit:
-            raise TooLarge(f"{file_name} has more than {format_bytes(limit)}.", field="file")
+            raise TooLarge(f"{file_name} is larger than {format_bytes(limit)}.", field="file")
         with (target / file_name).open("xb") as file:
             shutil.copyfileobj(get_upload_file(uploads_by_name[file_name]), file)
 
 
 def get_upload_file(upload: UploadedFile[Any]) -> IO[bytes]:
-    assert upload.file is not None, "a form's file has been received"
+    assert upload.file is not None, "multipart uploads always have a file"
     return upload.file
 
 
 def unpack_zip(upload: IO[bytes], target: Path) -> None:
-    """The two files out of the zip, whatever else is in it; sizes are counted while they are
-    written.
+    """Unpack the two adapter files and ignore the rest; the real sizes are checked
+    while writing.
     """
     try:
         archive = zipfile.ZipFile(upload)
     except (zipfile.BadZipFile, OSError, ValueError) as error:
         raise UserError(
-            "This is no zip file; zip the folder that PEFT's save_pretrained made.", field="file"
+            "Not a zip file. Zip the folder that PEFT's save_pretrained wrote.", field="file"
         ) from error
     with archive:
         entries = archive.infolist()
         if len(entries) > MAX_ENTRIES:
             raise UserError(
-                f"The zip has more than {MAX_ENTRIES} entries; an adapter has a handful.",
+                f"The zip has more than {MAX_ENTRIES} entries.",
                 field="file",
             )
         for file_name in ADAPTER_FILES:
@@ -162,8 +162,8 @@ def unpack_zip(upload: IO[bytes], target: Path) -> None:
                 1, entry.compress_size
             ):
                 raise TooLarge(
-                    f"{file_name} would have {format_bytes(entry.file_size)} unpacked; at most "
-                    f"{format_bytes(limit)} are taken.",
+                    f"{file_name} would unpack to {format_bytes(entry.file_size)}; the limit is "
+                    f"{format_bytes(limit)}.",
                     field="file",
                 )
             try:
@@ -177,12 +177,12 @@ def unpack_zip(upload: IO[bytes], target: Path) -> None:
                 OSError,
             ) as error:
                 raise UserError(
-                    f"{file_name} cannot be unpacked: {str(error)[:100]}.", field="file"
+                    f"Cannot unpack {file_name}: {str(error)[:100]}.", field="file"
                 ) from error
 
 
 def find_entry(entries: list[zipfile.ZipInfo], name: str) -> zipfile.ZipInfo:
-    """The one plain file of this name, in the root or in one folder."""
+    """The single regular file of this name in the root of the zip or in one folder."""
     matches = [
         entry
         for entry in entries
@@ -193,17 +193,19 @@ def find_entry(entries: list[zipfile.ZipInfo], name: str) -> zipfile.ZipInfo:
             PurePosixPath(entry.filename).name == "adapter_model.bin" for entry in entries
         )
         hint = (
-            " Pickled weights (.bin) are never read; save them as safetensors."
+            " Pickled weights (.bin) are not supported; save them as safetensors."
             if has_pickle and not matches
             else ""
         )
         count_text = "no" if not matches else "more than one"
         raise UserError(
-            f"The zip holds {count_text} {name}, in its root or in one folder.{hint}", field="file"
+            f"The zip has {count_text} {name} in its root or in one folder.{hint}", field="file"
         )
     mode = matches[0].external_attr >> 16
     if matches[0].is_dir() or (mode and not stat.S_ISREG(mode) and stat.S_IFMT(mode)):
-        raise UserError(f"{name} in the zip is a link or a folder, not a file.", field="file")
+        raise UserError(
+            f"{name} in the zip is a link or a folder, not a regular file.", field="file"
+        )
     return matches[0]
 
 
@@ -212,27 +214,30 @@ def copy_bounded(source: IO[bytes], target: IO[bytes], size: int, name: str) -> 
     while chunk := source.read(2**20):
         remaining -= len(chunk)
         if remaining < 0:
-            raise TooLarge(f"{name} has more bytes than the zip says.", field="file")
+            raise TooLarge(f"{name} is larger than its size in the zip's directory.", field="file")
         target.write(chunk)
 
 
 def inspect_adapter(folder: Path, base: BaseModel) -> AdapterInfo:
-    """Raises UserError: a config that names code or an unknown type, broken weights, or weights
-    that do not fit the base.
+    """Check an adapter's config and tensors.
+
+    Raises:
+        UserError: a config of an unknown type or with unsupported keys, invalid weights, or weights
+            that do not fit the base.
     """
     try:
         config = json.loads((folder / ADAPTER_FILES[1]).read_text())
     except (ValueError, RecursionError) as error:
         raise UserError(
-            f"{ADAPTER_FILES[1]} is not JSON: {str(error)[:100]}.", field="file"
+            f"{ADAPTER_FILES[1]} is not valid JSON: {str(error)[:100]}.", field="file"
         ) from error
     if not isinstance(config, dict):
         raise UserError(f"{ADAPTER_FILES[1]} must be a JSON object.", field="file")
     method = METHOD_BY_PEFT_TYPE.get(str(config.get("peft_type")))
     if method is None:
         raise UserError(
-            f"{ADAPTER_FILES[1]} is of type {str(config.get('peft_type'))[:40]!r}; "
-            f"{', '.join(METHOD_BY_PEFT_TYPE)} are taken.",
+            f"{ADAPTER_FILES[1]} has peft_type {str(config.get('peft_type'))[:40]!r}; supported: "
+            f"{', '.join(METHOD_BY_PEFT_TYPE)}.",
             field="file",
         )
     shapes = read_shapes(folder / ADAPTER_FILES[0], dtypes=ADAPTER_DTYPES)
@@ -244,7 +249,7 @@ def inspect_adapter(folder: Path, base: BaseModel) -> AdapterInfo:
 
 
 def read_shapes(path: Path, *, dtypes: frozenset[str] | None) -> dict[str, list[int]]:
-    """Raises UserError: a broken header, or a tensor of none of these types."""
+    """Raises UserError for an invalid header or for a tensor with none of these dtypes."""
     try:
         tensors = read_header(path)
     except InvalidHeader as error:
@@ -252,8 +257,8 @@ def read_shapes(path: Path, *, dtypes: frozenset[str] | None) -> dict[str, list[
     for name, tensor in tensors.items():
         if dtypes is not None and tensor.dtype not in dtypes:
             raise UserError(
-                f"The tensor {name[:80]!r} in {path.name} is of type {tensor.dtype}, in which PEFT "
-                "saves no adapter.",
+                f"Tensor {name[:80]!r} in {path.name} has dtype {tensor.dtype}, which PEFT "
+                "adapters do not use.",
                 field="file",
             )
     return {name: list(tensor.shape) for name, tensor in tensors.items()}

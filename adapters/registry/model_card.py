@@ -1,6 +1,4 @@
-"""The card that goes with an adapter: what it was made from and how, as Markdown with the hub's
-header. It knows no torch.
-"""
+"""The model card of an adapter: Markdown with the Hub's YAML header."""
 
 from __future__ import annotations
 
@@ -18,7 +16,7 @@ CARD_FILE = "README.md"
 
 @dataclass(frozen=True, kw_only=True)
 class EvalResult:
-    """What is known of the weights of one step. Losses in nats a trained token."""
+    """Evaluation of the weights at one step. Losses in nats per trained token."""
 
     step: int
     eval_loss: float | None = None
@@ -27,7 +25,7 @@ class EvalResult:
 
 
 def build_card(run: Run, eval_result: EvalResult) -> str:
-    """Markdown; the header is what model hubs read."""
+    """The card as Markdown with a YAML header for model hubs."""
     method = METHODS[run.method]
     base = run.base_model.name
     header: dict[str, Any] = {"base_model": base, "tags": ["snapml", run.method]}
@@ -37,25 +35,25 @@ def build_card(run: Run, eval_result: EvalResult) -> str:
     lines = [
         f"---\n{yaml.safe_dump(header, sort_keys=False, allow_unicode=True)}---",
         f"# {escape_markdown(run.name)}",
-        f"{method.title} of {escape_markdown(base)} on {escape_markdown(str(run.data))} ({rows}), from step "
-        f"{eval_result.step:,}.",
-        "## Figures",
+        f"{method.title} of {escape_markdown(base)} on {escape_markdown(str(run.data))} "
+        f"({rows}), step {eval_result.step:,}.",
+        "## Results",
         format_figures(run, eval_result),
         "## Settings",
         "\n".join(f"- {name}: {escape_markdown(str(value))}" for name, value in run.config.items()),
     ]
     if run.auto_plan:
         lines += [
-            "## The plan",
-            "Auto LLM chose these; what was rejected stands behind each reason.",
+            "## Why these settings",
+            "Auto LLM chose these settings. Each reason is followed by the rejected alternative.",
             format_plan(run.auto_plan),
         ]
     return "\n\n".join(lines) + "\n"
 
 
 def format_card_for_hub(card: str, base: str, *, merged: bool) -> str:
-    """The card with the header that a hub takes: it refuses a base that is not one of its own ids,
-    so `base` is one or empty.
+    """The card with a header that the Hub accepts. The Hub rejects a base model that is not one of
+    its own IDs, so `base` is such an ID or empty.
     """
     _, header, text = card.split("---\n", 2)
     metadata = yaml.safe_load(header)
@@ -73,12 +71,12 @@ def format_card_for_hub(card: str, base: str, *, merged: bool) -> str:
 
 
 def format_figures(run: Run, eval_result: EvalResult) -> str:
-    """What was measured, and with what it was made."""
+    """Eval results and the environment they were measured in, as a Markdown list."""
     values = {
         "Held-out loss": None
         if eval_result.eval_loss is None
-        else f"{eval_result.eval_loss:.4f} nats a trained token",
-        "Held-out answers word for word right": None
+        else f"{eval_result.eval_loss:.4f} nats per trained token",
+        "Exact match on held-out data": None
         if eval_result.exact_match is None
         else f"{eval_result.exact_match:.1%}",
         "Trained parameters": f"{eval_result.trainable_parameters:,}"
@@ -100,12 +98,13 @@ def format_figures(run: Run, eval_result: EvalResult) -> str:
 
 def format_plan(auto_plan: dict[str, Any]) -> str:
     lines = (
-        f"- **{one['setting']} = {escape_markdown(str(one['value']))}**: {one['why']} {one['alternative']}"
+        f"- **{one['setting']} = {escape_markdown(str(one['value']))}**: {one['why']} "
+        f"{one['alternative']}"
         for one in auto_plan["choices"]
     )
     return "\n".join(line.rstrip() for line in lines)
 
 
 def escape_markdown(text: str) -> str:
-    """A name that people wrote, as text: nothing in it opens Markdown or HTML."""
+    """Escape text from users so that it cannot open Markdown or HTML."""
     return "".join(f"\\{c}" if c in "\\`*_[]<>#|" else c for c in text.replace("\n", " "))

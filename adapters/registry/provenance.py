@@ -1,5 +1,5 @@
-"""What was true when a version was made: the record that stays with it when run and data are gone.
-Read only, no torch.
+"""Provenance of an adapter version: how it was made, stored with it so that it outlives run and
+data.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from training.runs.status import get_comparison_figures
 
 
 def build_provenance(run: Run, step: int) -> dict[str, Any]:
-    """What is true of a run at one of its steps. Units: seconds, bytes; the time up to a step is
-    its share of the run's.
+    """The provenance of a run at one of its steps. Units: seconds, bytes. The device time is
+    prorated by step.
     """
     fraction = min(1.0, step / run.step) if run.step else 1.0
     return {

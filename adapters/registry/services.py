@@ -1,6 +1,4 @@
-"""Put what a run or one of its checkpoints learned on the shelf, and hand it out again as a zip. It
-knows no torch.
-"""
+"""Register the weights of a run or checkpoint as adapter versions, and stream them as a zip."""
 
 from __future__ import annotations
 
@@ -30,7 +28,7 @@ from training.runs.models import Event, Run
 
 
 def register_run_result(run: Run, result: Result) -> None:
-    """What a run left, as a version. A worker that died half-way does it again to the same end."""
+    """Register the result of a run as a version. Safe to repeat after a worker crash."""
     eval_result = EvalResult(
         step=result.adapter_step or 0,
         eval_loss=result.eval_loss,
@@ -41,17 +39,17 @@ def register_run_result(run: Run, result: Result) -> None:
 
 
 def register_checkpoint(user: User, run: Run, step: int) -> AdapterVersion:
-    """A kept checkpoint as a version.
+    """Register a saved checkpoint as a version.
 
     Raises:
-        NotAllowed: the run is not theirs to change.
-        NotFound: there is no checkpoint of this step any more; Conflict: it went away while it was
-            copied.
+        NotAllowed: the user may not change the run.
+        NotFound: there is no checkpoint of this step.
+        Conflict: the checkpoint was deleted while it was copied.
     """
     check_changeable(user, run)
     source = run.folder / "checkpoints" / f"step-{step:08d}"
     if not (source / STATE_FILES[2]).is_file():
-        raise NotFound(f"{run.name} keeps no checkpoint of step {step:,}.", field="step")
+        raise NotFound(f"{run.name} has no checkpoint of step {step:,}.", field="step")
     losses = (
         Event.objects.filter(run=run, kind="eval", step=step, superseded=False)
         .order_by("-seq")
@@ -68,17 +66,17 @@ def register_checkpoint(user: User, run: Run, step: int) -> AdapterVersion:
         if (source / STATE_FILES[2]).is_file():
             raise
         raise Conflict(
-            f"The checkpoint of step {step:,} was replaced by a newer one just now.", field="step"
+            f"The checkpoint of step {step:,} was just replaced by a newer one.", field="step"
         ) from error
 
 
 def register_weights(run: Run, source: Path, eval_result: EvalResult) -> AdapterVersion:
-    """Copy a folder of weights to a new version; the same weights of the same run and step are one
-    version.
+    """Copy a folder of weights into a new version. The same weights of the same run and step are
+    registered once.
     """
-    staging_folder = Path(tempfile.mkdtemp(prefix=".shelf-", dir=run.folder))
+    staging_folder = Path(tempfile.mkdtemp(prefix=".register-", dir=run.folder))
     try:
-        # Nobody waits in a transaction
+        # Copy before the transaction, which should be short
         shutil.copytree(
             source, staging_folder, ignore=shutil.ignore_patterns(*STATE_FILES), dirs_exist_ok=True
         )
@@ -89,11 +87,11 @@ def register_weights(run: Run, source: Path, eval_result: EvalResult) -> Adapter
 
 
 def create_version(run: Run, staging_folder: Path, eval_result: EvalResult) -> AdapterVersion:
-    """The version of what lies ready in a folder, which becomes the version's own."""
+    """Create the version of a staged folder, which is then moved to the version's own folder."""
     files = build_file_manifest(staging_folder)
     digest = get_weights_digest(files)
     with transaction.atomic():
-        User.objects.select_for_update().get(pk=run.owner_id)  # one at a time gets the next number
+        User.objects.select_for_update().get(pk=run.owner_id)  # serializes version numbers
         existing: AdapterVersion | None = AdapterVersion.objects.filter(
             run=run, step=eval_result.step, sha256=digest
         ).first()
@@ -121,19 +119,21 @@ def create_version(run: Run, staging_folder: Path, eval_result: EvalResult) -> A
             build_provenance(run, eval_result.step),
         )
         version.save()
-        move_into_place(version, staging_folder)
+        move_to_version_folder(version, staging_folder)
     return version
 
 
-def move_into_place(version: AdapterVersion, staging_folder: Path) -> None:
-    """Inside the transaction that makes the row: no row names files that are not there."""
+def move_to_version_folder(version: AdapterVersion, staging_folder: Path) -> None:
+    """Rename the staged folder. Call this inside the transaction that creates the row, so that no
+    row lacks its files.
+    """
     version.folder.parent.mkdir(exist_ok=True)
     shutil.rmtree(version.folder, ignore_errors=True)
     staging_folder.rename(version.folder)
 
 
 def take_next_number(owner: User, name: str) -> int:
-    """Inside a transaction that holds the owner's row."""
+    """Call this in a transaction that locks the owner's row."""
     counter, _ = VersionCounter.objects.get_or_create(owner=owner, name=name)
     counter.last_number += 1
     counter.save()
@@ -141,7 +141,7 @@ def take_next_number(owner: User, name: str) -> int:
 
 
 def build_file_manifest(folder: Path) -> dict[str, dict[str, Any]]:
-    """Hash and size of every file, each pushed down to the disk."""
+    """SHA-256 and size of every file. Each file is synced to disk."""
     files: dict[str, dict[str, Any]] = {}
     for path in sorted(folder.iterdir()):
         files[path.name] = {"sha256": sha256_file(path), "bytes": path.stat().st_size}
@@ -160,9 +160,7 @@ def count_bytes(files: dict[str, dict[str, Any]]) -> int:
 
 
 def stream_zip(version: AdapterVersion) -> Iterator[bytes]:
-    """The adapter's files as a zip, made while it is sent. Stored, not packed: weights do not
-    shrink.
-    """
+    """Stream the adapter's files as an uncompressed zip: weights do not compress."""
     archive = ZipStream(compress_type=ZIP_STORED)
     for name in sorted(version.files):
         archive.add_path(version.folder / name, f"{file_stem(version)}/{name}")

@@ -1,5 +1,5 @@
-"""The acts on versions: tag, note, continue from one, keep a checkpoint as one, import, delete; and
-what they take of disk.
+"""Pages and forms for adapter versions: edit, delete, continue training, register a checkpoint,
+import, disk usage.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ CHANGEABLE_SETTINGS = (
     "learning_rate",
     "epochs",
     "max_steps",
-)  # on the page; the API takes any setting
+)  # on the page; the API accepts any setting
 
 
 @require_POST
@@ -44,13 +44,13 @@ def edit_adapter(request: AuthenticatedRequest, adapter_id: int) -> HttpResponse
 def delete_adapter(request: AuthenticatedRequest, adapter_id: int) -> HttpResponse:
     version = get_changeable(AdapterVersion, request.user, adapter_id)
     freed = actions.delete_version(request.user, version, request.POST.get("name", ""))
-    messages.success(request, f"{version} is deleted; {format_bytes(freed)} are free again.")
+    messages.success(request, f"{version} was deleted, which freed {format_bytes(freed)}.")
     return redirect("adapters")
 
 
 @require_POST
 def continue_from(request: AuthenticatedRequest, adapter_id: int) -> HttpResponse:
-    """A run from this version's weights. Fields left empty stay as they were."""
+    """Start a run from this version's weights. Empty fields keep the version's settings."""
     version = get_visible(
         AdapterVersion, request.user, adapter_id, "base_model", "data__dataset__team"
     )
@@ -66,19 +66,19 @@ def continue_from(request: AuthenticatedRequest, adapter_id: int) -> HttpRespons
     if data_id := parse_id(request.POST.get("data", "")):
         data = get_visible_version(request.user, data_id)
         if data is None:
-            raise NotFound("There is no such data that you may see.", field="data")
+            raise NotFound("Dataset version not found.", field="data")
     run = continue_training.continue_from(request.user, version, data=data, changes=typed_changes)
     return redirect("run", run.pk)
 
 
 def check_number(text: str) -> bool:
-    """Raises UserError: it is none."""
+    """Raises UserError if the text is not a finite number."""
     try:
         finite = math.isfinite(float(text))
     except ValueError:
         finite = False
     if not finite:
-        raise UserError(f"{text[:40]!r} is no number.")
+        raise UserError(f"{text[:40]!r} is not a number.")
     return True
 
 
@@ -88,7 +88,9 @@ def register_checkpoint(request: AuthenticatedRequest, run_id: int) -> HttpRespo
     version = services.register_checkpoint(
         request.user, run, parse_id(request.POST.get("step", ""))
     )
-    messages.success(request, f"The checkpoint of step {version.step:,} is {version} now.")
+    messages.success(
+        request, f"The checkpoint of step {version.step:,} was registered as {version}."
+    )
     return redirect("adapter", version.pk)
 
 
@@ -112,7 +114,7 @@ def import_page(request: AuthenticatedRequest) -> HttpResponse:
             {**values, "error": error, "form_values": form_values},
             status=error.status,
         )
-    messages.success(request, f"{version} is on the shelf.")
+    messages.success(request, f"{version} was imported.")
     return redirect("adapter", version.pk)
 
 

@@ -1,4 +1,4 @@
-"""Deployments in the API: what their page can do."""
+"""API for deployments."""
 
 from datetime import datetime
 from typing import Any
@@ -24,10 +24,10 @@ class RoutingIn(Schema):
     version: int
     canary: int | None = None
     canary_percent: int = Field(
-        0, ge=0, le=99, description="Per cent of the traffic that `canary` answers."
+        0, ge=0, le=99, description="Percentage of the traffic that goes to `canary`."
     )
     use_merged: bool = Field(
-        True, description="Answer merged into the base where the method allows it."
+        True, description="Serve the merged model if the method supports merging."
     )
 
 
@@ -134,9 +134,7 @@ def read_history(request: AuthenticatedRequest, name: str) -> Any:
 
 @router.post("/{slug:name}/switch", response=DeploymentOut)
 def switch_deployment(request: AuthenticatedRequest, name: str, body: RoutingIn) -> Deployment:
-    """Other versions answer from the next request on; what is being answered is answered to its
-    end.
-    """
+    """Switch to other versions. Applies to new requests; requests in progress finish unchanged."""
     return services.switch_deployment(
         request.user, get_deployment(request, name), build_routing(request, body)
     )
@@ -144,12 +142,12 @@ def switch_deployment(request: AuthenticatedRequest, name: str, body: RoutingIn)
 
 @router.post("/{slug:name}/roll-back", response=DeploymentOut)
 def roll_back_deployment(request: AuthenticatedRequest, name: str) -> Deployment:
-    """Back to what answered before the last change."""
+    """Roll back to what the deployment served before the last change."""
     return services.roll_back(request.user, get_deployment(request, name))
 
 
 @router.delete("/{slug:name}", response={204: None})
 def delete_deployment(request: AuthenticatedRequest, name: str, confirm: str) -> HttpResponse:
-    """Take it down; `confirm` is its name once more. Its versions stay."""
+    """Delete the deployment; `confirm` repeats its name. Its versions are kept."""
     services.delete_deployment(request.user, get_deployment(request, name), confirm)
     return HttpResponse(status=204)

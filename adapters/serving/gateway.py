@@ -1,8 +1,8 @@
-"""`/v1/`: deployments behind OpenAI's API, for whoever has a token of somebody who may see them.
+"""The OpenAI-compatible API under `/v1/`. A token can use every deployment that its owner may see.
 
-An ASGI application of its own beside Django's: it streams, and Django's middlewares (sessions,
-CSRF) have no part in it. Who answers is decided once, when a request arrives, so a switch drops
-nothing and mixes nothing.
+This is an ASGI application beside Django's: it streams, and Django's middlewares (sessions, CSRF)
+do not apply. The version is chosen once, when a request arrives, so that a switch neither drops
+requests nor mixes two versions in one answer.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from adapters.serving.usage import RequestRecord, log_request
 from training.people.models import User
 from training.people.tokens import find_token
 
-INTERNAL_FIELDS = ("snapml", "prompt_logprobs")  # between the site and the inference program
+INTERNAL_FIELDS = ("snapml", "prompt_logprobs")  # between the site and the inference server
 log = logging.getLogger("snapml.gateway")
 
 
@@ -46,7 +46,7 @@ async def retrieve_model(request: Request) -> Response:
     for model in await run_in_database(list_deployment_models, user):
         if model["id"] == request.path_params["name"]:
             return JSONResponse(model)
-    raise HttpError(404, "There is no such deployment that you may ask.", code="model_not_found")
+    raise HttpError(404, "Deployment not found.", code="model_not_found")
 
 
 async def create_chat_completion(request: Request) -> Response:
@@ -71,8 +71,11 @@ async def proxy_request(request: Request, path: str) -> Response:
 
 
 class ProxiedRequest:
-    """One request on its way through: who answers it, what the caller wants of it, and what is
-    noted of it.
+    """A request on its way to the inference server: its deployment and version, its body, and what
+    is logged of it.
+
+    `proxy_request` creates one for each request. It lives in the event loop until the response or
+    the stream ends.
     """
 
     def __init__(
@@ -93,10 +96,10 @@ class ProxiedRequest:
         self.body = {**forwarded, **target_fields, **stream_options}
 
     async def forward(self, path: str) -> Response:
-        """The answer, or what the inference program says instead.
+        """Send the request and return the response, or the error of the inference server.
 
         Raises:
-            inference_client.Down: nobody answers, or the answer broke off.
+            inference_client.InferenceUnavailable: no server answers, or the connection broke.
         """
         async with AsyncExitStack() as stack:
             response = await stack.enter_async_context(
@@ -108,7 +111,7 @@ class ProxiedRequest:
                     response.status_code >= 500
                     or response.status_code == httpx.codes.TOO_MANY_REQUESTS
                 ):
-                    # What is the caller's own fault is no answer and no failure
+                    # A client error counts neither as an answer nor as a failure
                     await self.log_usage(failed=True)
                 retry = {
                     name: response.headers[name]
@@ -121,7 +124,7 @@ class ProxiedRequest:
                     self.stream_events(response, stack.pop_all()), media_type="text/event-stream"
                 )
             return JSONResponse(await self.forward_json(response))
-        raise AssertionError  # the block returns or raises
+        raise AssertionError  # unreachable: the block returns or raises
 
     async def forward_json(self, response: httpx.Response) -> dict[str, Any]:
         await response.aread()
@@ -133,8 +136,8 @@ class ProxiedRequest:
     async def stream_events(
         self, response: httpx.Response, stack: AsyncExitStack
     ) -> AsyncIterator[str]:
-        """The events as they come, under the deployment's name. A caller who hangs up ends the line
-        to the inference program.
+        """Forward the events as they arrive, with the model renamed to the deployment. When the
+        client disconnects, the connection to the inference server is closed, too.
         """
         failed, is_complete = False, False
         try:
@@ -159,7 +162,7 @@ class ProxiedRequest:
             error = error_body(unavailable.message, kind="server_error", code="down")
             yield f"data: {json.dumps(error)}\n\n"
         finally:
-            if is_complete or failed:  # one who hung up was not answered, and nothing failed
+            if is_complete or failed:  # a disconnected client is not logged
                 await self.log_usage(failed=failed)
 
     def rename_model(self, payload: dict[str, Any]) -> dict[str, Any]:
@@ -179,8 +182,8 @@ class ProxiedRequest:
         try:
             await run_in_database(log_request, record)
         except DatabaseError:
-            # The caller gets it all the same
-            log.exception("An answer of %s could not be noted.", self.deployment.name)
+            # The client still gets its answer
+            log.exception("Could not log a request to %s.", self.deployment.name)
 
 
 def has_content(choice: dict[str, Any]) -> bool:
@@ -188,7 +191,7 @@ def has_content(choice: dict[str, Any]) -> bool:
 
 
 def list_deployment_models(user: User) -> list[dict[str, Any]]:
-    """The deployments that somebody may ask, as OpenAI lists models."""
+    """The deployments that the user may see, in the format of OpenAI's model list."""
     rows = Deployment.objects.visible_to(user).select_related("owner")
     return [
         {
@@ -202,20 +205,19 @@ def list_deployment_models(user: User) -> list[dict[str, Any]]:
 
 
 def route_request(user: User, name: str) -> tuple[Deployment, dict[str, Any], int]:
-    """The deployment of a name, how its inference is addressed, and the version that answers this
-    request.
+    """Find the deployment and choose the version for this request. Returns (deployment, target
+    fields, version ID).
 
     Raises:
-        HttpError: there is none, or none that they may see; the two read the same.
+        HttpError: there is no such deployment, or the user may not see it. Both give the same
+            message.
     """
     rows = Deployment.objects.visible_to(user).select_related(
         "version__base_model", "canary__base_model"
     )
     deployment = None if "\0" in name else rows.filter(name=name).first()
     if deployment is None:
-        raise HttpError(
-            404, f"There is no deployment {name[:80]!r} that you may ask.", code="model_not_found"
-        )
+        raise HttpError(404, f"Deployment {name[:80]!r} not found.", code="model_not_found")
     version = pick_version(deployment)
     return (
         deployment,
@@ -239,8 +241,8 @@ async def authenticate_caller(request: Request) -> User:
 
 
 async def run_in_database(function: Callable[..., Any], *args: Any) -> Any:
-    """Django's ORM from the event loop; a connection that the database has closed is opened
-    again.
+    """Call a function that uses Django's ORM from the event loop, on a fresh connection if the
+    database has closed the old one.
     """
 
     def run_with_fresh_connection() -> Any:

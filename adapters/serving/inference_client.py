@@ -1,8 +1,9 @@
-"""The line to the inference program, or to another server that speaks OpenAI's API (vLLM, say) at
-INFERENCE_URL.
+"""Client of the inference server at INFERENCE_URL: SnapML's own, or another OpenAI-compatible
+server such as vLLM.
 
-Ours finds base and adapter by the field `snapml`; another leaves it unread, goes by the model's
-name, and is told to load an adapter that it does not know (vLLM's `/v1/load_lora_adapter`).
+SnapML's server finds the base model and adapter by the field `snapml`. Other servers ignore that
+field and go by the model's name; an adapter that they do not know is loaded with vLLM's
+`/v1/load_lora_adapter`.
 """
 
 from __future__ import annotations
@@ -21,22 +22,22 @@ from training.catalog.models import BaseModel
 from training.engine.methods import METHODS
 from training.errors import UserError
 
-# A whole answer's first byte comes when it is complete: 4,096 tokens at 7 a second.
+# Without streaming, the first byte arrives with the full answer: 4,096 tokens at 7 tokens/s.
 TIMEOUT = httpx.Timeout(5.0, read=600.0)
 UNAVAILABLE_MESSAGE = (
-    "The inference program is down. SnapML's own is started again by itself; try again in a "
+    "The inference server is down. SnapML restarts its own server automatically; try again in a "
     "few seconds."
 )
 
 
 class InferenceUnavailable(UserError):
-    """Nobody answers at INFERENCE_URL, or the answer broke off."""
+    """No server answers at INFERENCE_URL, or the connection broke."""
 
     status = 503
 
 
 def build_target_fields(version: AdapterVersion, *, use_merged: bool = False) -> dict[str, Any]:
-    """The fields of a request that say who is asked."""
+    """The fields of a request that select a version."""
     return {
         "model": f"{file_stem(version)}-{version.pk}",
         "snapml": get_model_location(version, use_merged=use_merged),
@@ -44,15 +45,16 @@ def build_target_fields(version: AdapterVersion, *, use_merged: bool = False) ->
 
 
 def build_base_target_fields(base: BaseModel, *, quantized: bool = False) -> dict[str, Any]:
+    """The fields of a request that select a base model."""
     return {"model": base.name, "snapml": {"base": str(base.folder), "quantized": quantized}}
 
 
 @asynccontextmanager
 async def stream_request(path: str, body: dict[str, Any]) -> AsyncIterator[httpx.Response]:
-    """The answer to a request, whatever its status, not read yet.
+    """Send a request and yield the unread response, whatever its status.
 
     Raises:
-        Down: there is none, or it broke off.
+        InferenceUnavailable: no server answers, or the connection broke.
     """
     if not settings.INFERENCE_URL:
         raise InferenceUnavailable(UNAVAILABLE_MESSAGE)
@@ -77,7 +79,7 @@ async def stream_request(path: str, body: dict[str, Any]) -> AsyncIterator[httpx
         raise InferenceUnavailable(UNAVAILABLE_MESSAGE) from error
     except httpx.HTTPError as error:
         raise InferenceUnavailable(
-            f"The answer broke off ({type(error).__name__}); ask again."
+            f"The answer was interrupted ({type(error).__name__}). Try again."
         ) from error
 
 
@@ -96,21 +98,21 @@ async def iter_events(response: httpx.Response) -> AsyncIterator[dict[str, Any]]
 
 
 def get_error_message(response: httpx.Response) -> str:
-    """Why it was refused; the response has been read."""
+    """The message of an error response, which must have been read."""
     try:
         message = str(response.json()["error"]["message"])
     except (ValueError, KeyError, TypeError):
         message = f"status {response.status_code}"
     if response.status_code == httpx.codes.TOO_MANY_REQUESTS:
         return f"Busy: {message}"
-    return f"The inference program refused: {message}"
+    return f"The inference server rejected the request: {message}"
 
 
 def get_model_location(version: AdapterVersion, *, use_merged: bool) -> dict[str, Any]:
-    """Where the weights lie that answer for a version: merged if that is wished for and done, else
-    base and adapter.
+    """The paths of the weights for a version: of the merged model if requested and available, else
+    of base and adapter.
 
-    `lora` is for a server at INFERENCE_URL that is not ours, which knows no merged model of ours.
+    `lora` is for other servers, which do not know SnapML's merged models.
     """
     if version.is_full_model:
         return {"base": str(version.folder), "base_sha256": version.sha256}

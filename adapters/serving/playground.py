@@ -1,5 +1,5 @@
-"""What the page's "Try it" asks, and the answer passed on while it comes. When nobody answers, the
-answer says so.
+"""The "Try it" form of an adapter's page: build the request and stream the answer or an error
+event.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ MAX_CHARACTERS = 20_000
 
 
 def build_request(version: AdapterVersion, body: dict[str, Any]) -> dict[str, Any]:
-    """The request to the inference program for the base (`who` is base) or the adapter.
+    """The request to the inference server for the base model or the adapter, as `who` says.
 
     Raises:
         UserError: a field is missing or too long.
     """
     messages = body.get("messages")
     if not isinstance(messages, list) or not messages:
-        raise UserError("Write a message first.", field="messages")
+        raise UserError("Enter a message.", field="messages")
     for message in messages:
         is_valid = (
             isinstance(message, dict)
@@ -40,7 +40,7 @@ def build_request(version: AdapterVersion, body: dict[str, Any]) -> dict[str, An
             )
     if sum(len(message["content"]) for message in messages) > MAX_CHARACTERS:
         raise UserError(
-            f"The conversation has more than {MAX_CHARACTERS:,} characters; start a new one.",
+            f"The conversation exceeds {MAX_CHARACTERS:,} characters. Start a new one.",
             field="messages",
         )
     who = body.get("who")
@@ -64,7 +64,9 @@ def build_request(version: AdapterVersion, body: dict[str, Any]) -> dict[str, An
 
 
 def get_base_fields(version: AdapterVersion) -> dict[str, Any]:
-    """The base of a version, in 4 bits if it was trained so."""
+    """The fields that select a version's base model, in 4 bits if the version was trained on 4
+    bits.
+    """
     return inference_client.build_base_target_fields(
         version.base_model, quantized=version.method_spec.has_quantized_base
     )
@@ -80,7 +82,7 @@ def parse_number(
 
 
 async def stream_answer(request: dict[str, Any]) -> AsyncIterator[bytes]:
-    """The inference program's server-sent events, or one event with an `error`."""
+    """The inference server's events, or one event with an `error`."""
     try:
         async with inference_client.stream_request("/v1/chat/completions", request) as response:
             if response.status_code != httpx.codes.OK:

@@ -1,6 +1,4 @@
-"""Put versions into use under a stable name: deploy, switch, share traffic, roll back, take down.
-It knows no HTTP, no torch.
-"""
+"""Deploy versions under stable names: create, switch, split traffic, roll back, delete."""
 
 from __future__ import annotations
 
@@ -22,8 +20,8 @@ NAME_PATTERN = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?")
 
 @dataclass(frozen=True)
 class Routing:
-    """Who answers under a name: a version, perhaps another with `canary_percent` per cent of the traffic,
-    merged where possible.
+    """What a deployment serves: a version, and optionally a canary that gets `canary_percent`
+    percent of the traffic. `use_merged` serves merged models where possible.
     """
 
     version: AdapterVersion
@@ -33,16 +31,17 @@ class Routing:
 
 
 def create_deployment(user: User, name: str, routing: Routing) -> Deployment:
-    """A new name that answers at once; merging goes on in the background.
+    """Create a deployment, which works at once; merging continues in the background.
 
     Raises:
-        UserError: a name or a share that cannot be. Conflict: the name is taken. NotAllowed: they
-            only view the version's team.
+        UserError: an invalid name or traffic share.
+        Conflict: the name is in use.
+        NotAllowed: the user is only a viewer of the version's team.
     """
     name = to_one_line(name)
     if not NAME_PATTERN.fullmatch(name):
         raise UserError(
-            "A name has 1 to 63 small letters, digits and hyphens, such as smart-home.",
+            "A name has 1 to 63 lowercase letters, digits and hyphens, e.g. smart-home.",
             field="name",
         )
     check_routing(user, routing)
@@ -62,7 +61,8 @@ def create_deployment(user: User, name: str, routing: Routing) -> Deployment:
             record_change(user, deployment, f"Deployed {describe_routing(routing)}.")
     except IntegrityError as error:
         raise Conflict(
-            f"The name {name} is taken; choose another, or switch that deployment.", field="name"
+            f"The name {name} is already in use. Choose another, or switch that deployment.",
+            field="name",
         ) from error
     start_merges(user, routing)
     return deployment
@@ -71,11 +71,11 @@ def create_deployment(user: User, name: str, routing: Routing) -> Deployment:
 def switch_deployment(
     user: User, deployment: Deployment, routing: Routing, *, description: str = ""
 ) -> Deployment:
-    """Let other versions answer from the next request on. What is being answered is answered to its
-    end by the old ones.
+    """Serve other versions from the next request on. Requests in progress finish with the old ones.
 
     Raises:
-        NotAllowed: the deployment is not theirs to change. UserError: a share that cannot be.
+        NotAllowed: the user may not change the deployment.
+        UserError: an invalid traffic share.
     """
     check_changeable(user, deployment)
     check_routing(user, routing)
@@ -91,30 +91,30 @@ def switch_deployment(
 
 
 def check_team_versions(team: Team | None, routing: Routing) -> None:
-    """Raises Conflict: a team would be answered by a version that is not the team's, and that its
-    members may not see.
+    """Raises Conflict for a version that does not belong to the deployment's team, whose members
+    might not be allowed to see it.
     """
     for version in filter(None, (routing.version, routing.canary)):
         if team is not None and version.team_id != team.pk:
             raise Conflict(
-                f"{version} does not belong to team {team}, whose deployment this is.",
+                f"{version} does not belong to team {team}, which owns this deployment.",
                 field="version",
             )
 
 
 def roll_back(user: User, deployment: Deployment) -> Deployment:
-    """Back to what answered before the last change, which is a change of its own: rolling back
-    twice goes forth again.
+    """Return to the routing before the last change. This is itself a change, so rolling back twice
+    undoes the rollback.
 
     Raises:
-        Conflict: there is nothing to go back to, or it has been deleted.
+        Conflict: there is no earlier routing, or its version was deleted.
     """
     check_changeable(user, deployment)
     deployment.refresh_from_db()
     previous_change = find_previous_change(deployment)
     if previous_change is None:
         raise Conflict(
-            f"{deployment.name} has had no other version that is still there.",
+            f"{deployment.name} has no previous version to roll back to.",
             code="no_other_version",
         )
     assert previous_change.version is not None
@@ -130,7 +130,7 @@ def roll_back(user: User, deployment: Deployment) -> Deployment:
 
 
 def find_previous_change(deployment: Deployment) -> DeploymentChange | None:
-    """The newest change that let something else answer than what does now."""
+    """The newest change whose routing differs from the current one."""
     current = current_routing(deployment)
     changes = deployment.changes.select_related(
         "version__base_model", "canary__base_model"
@@ -139,25 +139,25 @@ def find_previous_change(deployment: Deployment) -> DeploymentChange | None:
 
 
 def current_routing(one: Deployment | DeploymentChange) -> tuple[int | None, int | None, int, bool]:
-    """A share without a second version, which may have been deleted, is none."""
+    """The routing as a comparable tuple. Without a second version, which may have been deleted, the
+    share is 0.
+    """
     return one.version_id, one.canary_id, one.canary_percent if one.canary_id else 0, one.use_merged
 
 
 def delete_deployment(user: User, deployment: Deployment, name: str) -> None:
-    """Delete a deployment: its name answers no more.
+    """Delete a deployment; requests to its name fail from then on.
 
     Raises:
         UserError: `name` is not its name.
     """
     check_changeable(user, deployment)
-    check_name_typed(name, deployment.name, "take it down")
+    check_name_typed(name, deployment.name, "delete it")
     deployment.delete()
 
 
 def check_routing(user: User, routing: Routing) -> None:
-    """Versions they may see, in a team that they do more than view, and a share that makes
-    sense.
-    """
+    """Check that the user may deploy the versions and that the traffic share is valid."""
     for version in filter(None, (routing.version, routing.canary)):
         get_visible(AdapterVersion, user, version.pk)
         is_owner = version.owner_id == user.pk or user.is_superuser
@@ -166,27 +166,28 @@ def check_routing(user: User, routing: Routing) -> None:
             and not user.memberships.filter(team=version.team).exclude(role=Role.VIEWER).exists()
         ):
             raise NotAllowed(
-                f"You only view what team {version.team} has; ask a lead to make you a member to "
-                "deploy it."
+                f"You are a viewer of team {version.team}. Ask a team lead to make you a member "
+                "to deploy its versions."
             )
     if routing.canary is None and routing.canary_percent:
         raise UserError(
-            "Choose the second version that gets this share.", field="canary", code="no_second"
+            "Choose the second version for this traffic share.", field="canary", code="no_second"
         )
     if routing.canary is not None and not 1 <= routing.canary_percent <= 99:
         raise UserError(
-            "The second version's share must be from 1 to 99 per cent.", field="canary_percent"
+            "The traffic share of the second version must be from 1% to 99%.",
+            field="canary_percent",
         )
     if routing.canary is not None and routing.canary.pk == routing.version.pk:
         raise UserError(
-            "The two versions that share the traffic are the same; choose another.",
+            "The two versions must be different.",
             field="canary",
             code="same_version",
         )
 
 
 def start_merges(user: User, routing: Routing) -> None:
-    """Start what is to be merged and can be."""
+    """Start the merges that the routing asks for and that the methods support."""
     for version in filter(None, (routing.version, routing.canary)):
         if routing.use_merged and not version.method_spec.merge_unsupported_reason:
             export_merge.merge_version(user, version)
@@ -206,13 +207,15 @@ def record_change(user: User, deployment: Deployment, description: str) -> None:
     )
 
 
-def describe_routing(routing: Routing) -> str:
-    suffix = f", {routing.canary_percent} % of it to {routing.canary}" if routing.canary else ""
-    return f"{routing.version}{suffix}"
+def describe_routing(routing: Routing | Deployment) -> str:
+    if routing.canary is None:
+        return str(routing.version)
+    percent = routing.canary_percent
+    return f"{routing.version}, with {percent}% of the traffic to {routing.canary}"
 
 
 def pick_version(deployment: Deployment) -> AdapterVersion:
-    """The version that answers the next request."""
+    """Choose the version for the next request at random, weighted by the traffic share."""
     if deployment.canary is not None and random.randrange(100) < deployment.canary_percent:
         return deployment.canary
     return deployment.version

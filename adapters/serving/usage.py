@@ -1,5 +1,5 @@
-"""What deployments have answered: noted one by one, kept for a week, and told as rates. Units:
-seconds, tokens.
+"""Usage of deployments: a log of requests that is kept for a week, and rates computed from it.
+Units: seconds, tokens.
 """
 
 from __future__ import annotations
@@ -23,6 +23,8 @@ MAX_ROWS = 20_000
 
 @dataclass(frozen=True, kw_only=True)
 class RequestRecord:
+    """What is logged of a request. `first_token_seconds` is set for streamed answers."""
+
     deployment_id: int
     version_id: int
     seconds: float
@@ -33,9 +35,7 @@ class RequestRecord:
 
 
 def log_request(record: RequestRecord) -> None:
-    """Write an answer down. Its deployment or version may have been deleted meanwhile: then there
-    is nothing to note.
-    """
+    """Store a request and count it, unless its deployment or version was deleted meanwhile."""
     with transaction.atomic():
         deployment_exists = Deployment.objects.filter(pk=record.deployment_id).exists()
         if (
@@ -55,14 +55,14 @@ def log_request(record: RequestRecord) -> None:
 
 
 def get_rates(deployment: Deployment) -> dict[str, Any]:
-    """Of the last minutes: requests a second, latency's median and 95th percentile, time to the
-    first token, tokens a second.
+    """Rates of the last minutes: requests per second, median and 95th percentile of the latency,
+    time to the first token, tokens per second.
     """
     return get_rates_by_deployment([deployment])[deployment.pk]
 
 
 def get_rates_by_deployment(deployments: Sequence[Deployment]) -> dict[int, dict[str, Any]]:
-    """The same for several, by their number, in one query."""
+    """The rates of several deployments by ID, in one query."""
     since = timezone.now() - RATE_WINDOW
     rows = RequestLog.objects.filter(
         deployment__in=[one.pk for one in deployments], at__gte=since

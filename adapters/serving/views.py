@@ -1,4 +1,6 @@
-"""Deployments: the list, a page for each with its figures live, and the acts on them."""
+"""Pages of deployments: the list, a page with live figures for each, and the forms that change
+them.
+"""
 
 from __future__ import annotations
 
@@ -50,7 +52,7 @@ def show_deployment(request: AuthenticatedRequest, name: str) -> HttpResponse:
 
 
 def show_live_status(request: AuthenticatedRequest, name: str) -> HttpResponse:
-    """What changes while people ask: figures, counts and merges."""
+    """The part of the page that is refreshed: figures, counts and merges."""
     return render(
         request, "adapters/_deployment.html", get_live_context(get_deployment(request, name))
     )
@@ -87,7 +89,7 @@ def get_live_context(deployment: Deployment) -> dict[str, Any]:
 
 
 def get_traffic_percent(deployment: Deployment, version: AdapterVersion) -> int:
-    """Per cent of the traffic."""
+    """The percentage of the traffic that goes to the version."""
     if deployment.canary is None:
         return 100
     return (
@@ -100,10 +102,10 @@ def get_traffic_percent(deployment: Deployment, version: AdapterVersion) -> int:
 def describe_serving(
     deployment: Deployment, version: AdapterVersion, jobs: dict[str, Job]
 ) -> dict[str, Any]:
-    """How a version answers now, in words; `working` while a merge is under way."""
+    """How a version is served now. `merge_job` is the job while a merge is running."""
     merge_job = jobs.get(str(version.pk))
     if version.is_full_model:
-        return {"description": "a whole model of its own, nothing to merge"}
+        return {"description": "a full model, nothing to merge"}
     if version.method_spec.merge_unsupported_reason:
         return {
             "description": f"attached to its base: {version.method_spec.title} cannot be merged. "
@@ -113,15 +115,15 @@ def describe_serving(
         return {"description": "attached to its base, as you chose"}
     if merge.is_merged(version):
         return {
-            "description": "merged into its base: it answers at the base's own speed",
+            "description": "merged into its base: as fast as the base model",
             "parity": merge_job.result["parity"] if merge_job else None,
         }
     if merge_job is not None and merge_job.state == JobState.FAILED:
         return {
-            "description": "attached to its base, because it could not be merged",
+            "description": "attached to its base, because merging failed",
             "error": merge_job.error,
         }
-    return {"description": "attached to its base until it is merged", "working": merge_job}
+    return {"description": "attached to its base until the merge is done", "merge_job": merge_job}
 
 
 @require_POST
@@ -141,8 +143,7 @@ def switch_deployment(request: AuthenticatedRequest, name: str) -> HttpResponse:
     )
     messages.success(
         request,
-        f"{name} answers with {services.describe_routing(Routing(switched.version, switched.canary, switched.canary_percent))} "
-        "now.",
+        f"{name} now serves {services.describe_routing(switched)}.",
     )
     return redirect("deployment", name)
 
@@ -152,7 +153,7 @@ def roll_back_deployment(request: AuthenticatedRequest, name: str) -> HttpRespon
     rolled_back = services.roll_back(request.user, get_deployment(request, name))
     messages.success(
         request,
-        f"{name} is back to {services.describe_routing(Routing(rolled_back.version, rolled_back.canary, rolled_back.canary_percent))}.",
+        f"{name} was rolled back to {services.describe_routing(rolled_back)}.",
     )
     return redirect("deployment", name)
 
@@ -162,12 +163,12 @@ def delete_deployment(request: AuthenticatedRequest, name: str) -> HttpResponse:
     services.delete_deployment(
         request.user, get_deployment(request, name), request.POST.get("name", "")
     )
-    messages.success(request, f"{name} is taken down; its versions stay on the shelf.")
+    messages.success(request, f"Deployment {name} was deleted. Its adapters are kept.")
     return redirect("deployments")
 
 
 def get_deployment(request: AuthenticatedRequest, name: str) -> Deployment:
-    """Raises NotFound: not there, or not theirs to see."""
+    """Raises NotFound if there is no such deployment or the user may not see it."""
     rows = Deployment.objects.visible_to(request.user)
     deployment: Deployment | None = (
         rows.select_related("owner", "team", "version__base_model", "canary__base_model")
@@ -175,12 +176,12 @@ def get_deployment(request: AuthenticatedRequest, name: str) -> Deployment:
         .first()
     )
     if deployment is None:
-        raise NotFound(f"There is no deployment {name} that you may see.")
+        raise NotFound(f"Deployment {name} not found.")
     return deployment
 
 
 def parse_routing(request: AuthenticatedRequest, form: QueryDict) -> Routing:
-    """Who shall answer, from a form. Raises UserError: no version is chosen, or the share is no
+    """Read the routing from a form. Raises UserError if no version is chosen or the share is not a
     number.
     """
     if not form.get("version"):
@@ -198,7 +199,8 @@ def parse_routing(request: AuthenticatedRequest, form: QueryDict) -> Routing:
     canary_percent = form.get("canary_percent", "") if canary else "0"
     if not canary_percent.isdecimal():
         raise UserError(
-            "The second version's share must be from 1 to 99 per cent.", field="canary_percent"
+            "The traffic share of the second version must be from 1% to 99%.",
+            field="canary_percent",
         )
     return Routing(
         version, canary, int(canary_percent[:4]), use_merged=form.get("use_merged") != "no"

@@ -133,7 +133,7 @@ function clear() {
 getElement("stop").addEventListener("click", () => abortController?.abort());
 getElement("clear").addEventListener("click", clear);
 getElement("random").addEventListener("click", async () => {
-  const response = await fetch(box.dataset.heldout, { headers: { Accept: "application/json" } });
+  const response = await fetch(box.dataset.heldOut, { headers: { Accept: "application/json" } });
   const row = await response.json();
   clear();
   if (!response.ok) {

@@ -190,7 +190,7 @@ def test_strangers_compare_ask_and_vote_on_nothing(as_mallory, prompts, pair):
     assert as_mallory.get(f"/adapters/compare?{query}").status_code == 404
     assert as_mallory.get(f"/adapters/compare/answers?{query}").status_code == 404
     versions = {"v": [pair[0].pk, pair[1].pk], "prompts": prompts.pk}
-    assert as_mallory.post("/adapters/compare/ask", versions).status_code == 404
+    assert as_mallory.post("/adapters/compare/generate", versions).status_code == 404
     assert as_mallory.post("/adapters/compare/weights", versions).status_code == 404
     query_of_vote = f"prompts={prompts.pk}&first={pair[0].pk}&second={pair[1].pk}"
     assert as_mallory.get(f"/adapters/vote?{query_of_vote}").status_code == 404

@@ -112,7 +112,7 @@ def test_a_name_of_signs_alone_gives_a_file_name_all_the_same(adapter):
 
 
 def test_a_held_out_row_comes_with_its_expected_answer(as_alice, adapter):
-    row = as_alice.get(f"/adapters/{adapter.pk}/heldout").json()
+    row = as_alice.get(f"/adapters/{adapter.pk}/held-out").json()
     assert row["expected"]
     assert row["messages"][-1]["role"] == "user"
 
@@ -122,7 +122,7 @@ def test_the_data_behind_a_shared_adapter_stays_with_its_owner(client, people, a
     adapter.save()
     client.force_login(people["mallory"])
     assert client.get(f"/adapters/{adapter.pk}").status_code == 200
-    answer = client.get(f"/adapters/{adapter.pk}/heldout", HTTP_ACCEPT="application/json")
+    answer = client.get(f"/adapters/{adapter.pk}/held-out", HTTP_ACCEPT="application/json")
     assert answer.status_code == 404
     assert "not shared with you" in answer.json()["error"]["message"]
 
