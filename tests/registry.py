@@ -1,4 +1,4 @@
-"""Adapters on the shelf: some that only lie there, and some that were really trained."""
+"""Adapter versions for tests: some with dummy files, some really trained."""
 
 from adapters.models import AdapterVersion
 from adapters.registry import services
@@ -38,7 +38,7 @@ def register_version(run, *, name="Lights", number=1, weights=b"x", **more):
 
 
 def train_version(user, base_model, data, engine, *, name="Lights", **settings):
-    """A run of the true engine in this process, and the version that it leaves."""
+    """Train a run with the real engine in this process and register its version."""
     defaults = {
         n: value
         for n, value in tiny.SETTINGS.items()

@@ -185,7 +185,9 @@ def request_all_replies(user: User, sweep: Sweep) -> PromptSet:
     """
     runs = list(sweep.runs.select_related("base_model", "data__dataset"))
     if any(run.state in UNFINISHED for run in runs) or not runs:
-        raise Conflict("Some runs have not finished. Wait until all of them have.")
+        raise Conflict(
+            "Some runs have not finished. Wait until all of them have.", code="unfinished_runs"
+        )
     prompts = get_prompt_set(sweep) or prompt_sets.draw_prompts(
         sweep.owner, runs[0].data, NUM_PROMPTS, title=f"Benchmark {sweep.pk}: "
     )

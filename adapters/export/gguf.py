@@ -59,7 +59,8 @@ def get_model_folder(version: AdapterVersion) -> Path:
         )
     if not merge.is_merged(version):
         raise Conflict(
-            "Merge this version into its base model first: the merged model is exported."
+            "Merge this version into its base model first: the merged model is exported.",
+            code="not_merged",
         )
     return version.merged_folder
 

@@ -106,6 +106,7 @@ class BaseShapes:
                 f"{self.name} has no weight {module[:80]!r}, which the adapter changes. Choose the "
                 "base model it was trained on.",
                 field="base",
+                code="unknown_module",
             )
         return shape
 
@@ -133,6 +134,7 @@ def validated_config(
                 f"adapter_config.json sets {key[:60]}, which is not supported. Save the adapter "
                 "without it.",
                 field="file",
+                code="unsupported_setting",
             )
     check_config_values(accepted)
     modules = {parse_tensor_name(name, method)[0]: None for name in shapes}
@@ -144,6 +146,7 @@ def validated_config(
             raise UserError(
                 f"The adapter has only one of the two LoRA matrices for {missing[0][:80]!r}.",
                 field="file",
+                code="unpaired_matrix",
             )
     if method in ("lora", "ia3", "bottleneck"):
         accepted["target_modules"] = sorted(modules)
@@ -181,6 +184,7 @@ def check_config_values(config: Mapping[str, Any]) -> None:
                 f"adapter_config.json sets {name} to {str(value)[:40]}; it must be an integer from "
                 f"1 to {max_value:,}.",
                 field="file",
+                code="invalid_size",
             )
     for name in ("rank_pattern", "alpha_pattern"):
         pattern = config.get(name) or {}
@@ -192,7 +196,9 @@ def check_config_values(config: Mapping[str, Any]) -> None:
         )
         if not is_valid:
             raise UserError(
-                f"{name} in adapter_config.json must map module names to numbers.", field="file"
+                f"{name} in adapter_config.json must map module names to numbers.",
+                field="file",
+                code="invalid_pattern",
             )
 
 
@@ -206,6 +212,7 @@ def parse_tensor_name(name: str, method: str) -> tuple[str, str]:
             f"Tensor {name[:80]!r} does not belong to this type of adapter; it would overwrite "
             "base weights.",
             field="file",
+            code="unknown_tensor",
         )
     groups = match.groupdict()
     return groups.get("module") or groups.get("other") or "", groups.get("part") or ""
@@ -228,6 +235,7 @@ def check_tensor_shape(
                 f"The adapter has {shape[:1]} virtual tokens, but its config says "
                 f"{config.get('num_virtual_tokens')}.",
                 field="file",
+                code="wrong_shape",
             )
         return
     weight = base.get_weight_shape(module)
@@ -240,10 +248,12 @@ def check_tensor_shape(
                 f"rank {config.get('r')} nor the weight of shape {weight} in {base.name}. Choose "
                 "the base model it was trained on.",
                 field="base",
+                code="wrong_shape",
             )
     elif not all(size in (1, config.get("bottleneck_size"), *weight) for size in shape):
         raise UserError(
             f"The adapter's tensor for {module[:80]} does not fit {base.name}. Choose the base "
             "model it was trained on.",
             field="base",
+            code="wrong_shape",
         )

@@ -117,7 +117,11 @@ def extract_files(uploads: Sequence[UploadedFile[Any]], target: Path) -> None:
     uploads_by_name = {str(upload.name): upload for upload in uploads}
     if not any(name in uploads_by_name for name in ADAPTER_FILES):
         if len(uploads) != 1:
-            raise UserError(f"Choose one zip, or both {' and '.join(ADAPTER_FILES)}.", field="file")
+            raise UserError(
+                f"Choose one zip, or both {' and '.join(ADAPTER_FILES)}.",
+                field="file",
+                code="several_files",
+            )
         unpack_zip(get_upload_file(uploads[0]), target)
         return
     for file_name in ADAPTER_FILES:
@@ -125,10 +129,13 @@ def extract_files(uploads: Sequence[UploadedFile[Any]], target: Path) -> None:
             raise UserError(
                 f"{file_name} is missing. Choose both {' and '.join(ADAPTER_FILES)}.",
                 field="file",
+                code="missing_file",
             )
         limit = MAX_CONFIG_BYTES if file_name.endswith(".json") else MAX_BYTES
         if (uploads_by_name[file_name].size or 0) > limit:
-            raise TooLarge(f"{file_name} is larger than {format_bytes(limit)}.", field="file")
+            raise TooLarge(
+                f"{file_name} is larger than {format_bytes(limit)}.", field="file", code="too_large"
+            )
         with (target / file_name).open("xb") as file:
             shutil.copyfileobj(get_upload_file(uploads_by_name[file_name]), file)
 
@@ -146,7 +153,9 @@ def unpack_zip(upload: IO[bytes], target: Path) -> None:
         archive = zipfile.ZipFile(upload)
     except (zipfile.BadZipFile, OSError, ValueError) as error:
         raise UserError(
-            "Not a zip file. Zip the folder that PEFT's save_pretrained wrote.", field="file"
+            "Not a zip file. Zip the folder that PEFT's save_pretrained wrote.",
+            field="file",
+            code="not_a_zip",
         ) from error
     with archive:
         entries = archive.infolist()
@@ -154,6 +163,7 @@ def unpack_zip(upload: IO[bytes], target: Path) -> None:
             raise UserError(
                 f"The zip has more than {MAX_ENTRIES} entries.",
                 field="file",
+                code="too_many_entries",
             )
         for file_name in ADAPTER_FILES:
             entry = find_entry(entries, file_name)
@@ -165,6 +175,7 @@ def unpack_zip(upload: IO[bytes], target: Path) -> None:
                     f"{file_name} would unpack to {format_bytes(entry.file_size)}; the limit is "
                     f"{format_bytes(limit)}.",
                     field="file",
+                    code="too_large",
                 )
             try:
                 with archive.open(entry) as source, (target / file_name).open("xb") as file:
@@ -177,7 +188,9 @@ def unpack_zip(upload: IO[bytes], target: Path) -> None:
                 OSError,
             ) as error:
                 raise UserError(
-                    f"Cannot unpack {file_name}: {str(error)[:100]}.", field="file"
+                    f"Cannot unpack {file_name}: {str(error)[:100]}.",
+                    field="file",
+                    code="broken_zip",
                 ) from error
 
 
@@ -188,23 +201,28 @@ def find_entry(entries: list[zipfile.ZipInfo], name: str) -> zipfile.ZipInfo:
         for entry in entries
         if PurePosixPath(entry.filename).name == name and entry.filename.count("/") <= 1
     ]
-    if len(matches) != 1:
+    if len(matches) > 1:
+        raise UserError(
+            f"The zip has more than one {name} in its root or in one folder.",
+            field="file",
+            code="duplicate_file",
+        )
+    if not matches:
         has_pickle = any(
             PurePosixPath(entry.filename).name == "adapter_model.bin" for entry in entries
         )
-        hint = (
-            " Pickled weights (.bin) are not supported; save them as safetensors."
-            if has_pickle and not matches
-            else ""
-        )
-        count_text = "no" if not matches else "more than one"
+        hint = " Pickled weights (.bin) are not supported; save them as safetensors."
         raise UserError(
-            f"The zip has {count_text} {name} in its root or in one folder.{hint}", field="file"
+            f"The zip has no {name} in its root or in one folder.{hint if has_pickle else ''}",
+            field="file",
+            code="pickled_weights" if has_pickle else "missing_file",
         )
     mode = matches[0].external_attr >> 16
     if matches[0].is_dir() or (mode and not stat.S_ISREG(mode) and stat.S_IFMT(mode)):
         raise UserError(
-            f"{name} in the zip is a link or a folder, not a regular file.", field="file"
+            f"{name} in the zip is a link or a folder, not a regular file.",
+            field="file",
+            code="not_a_file",
         )
     return matches[0]
 
@@ -214,7 +232,11 @@ def copy_bounded(source: IO[bytes], target: IO[bytes], size: int, name: str) -> 
     while chunk := source.read(2**20):
         remaining -= len(chunk)
         if remaining < 0:
-            raise TooLarge(f"{name} is larger than its size in the zip's directory.", field="file")
+            raise TooLarge(
+                f"{name} is larger than its size in the zip's directory.",
+                field="file",
+                code="too_large",
+            )
         target.write(chunk)
 
 
@@ -229,16 +251,21 @@ def inspect_adapter(folder: Path, base: BaseModel) -> AdapterInfo:
         config = json.loads((folder / ADAPTER_FILES[1]).read_text())
     except (ValueError, RecursionError) as error:
         raise UserError(
-            f"{ADAPTER_FILES[1]} is not valid JSON: {str(error)[:100]}.", field="file"
+            f"{ADAPTER_FILES[1]} is not valid JSON: {str(error)[:100]}.",
+            field="file",
+            code="invalid_json",
         ) from error
     if not isinstance(config, dict):
-        raise UserError(f"{ADAPTER_FILES[1]} must be a JSON object.", field="file")
+        raise UserError(
+            f"{ADAPTER_FILES[1]} must be a JSON object.", field="file", code="invalid_json"
+        )
     method = METHOD_BY_PEFT_TYPE.get(str(config.get("peft_type")))
     if method is None:
         raise UserError(
             f"{ADAPTER_FILES[1]} has peft_type {str(config.get('peft_type'))[:40]!r}; supported: "
             f"{', '.join(METHOD_BY_PEFT_TYPE)}.",
             field="file",
+            code="unknown_type",
         )
     shapes = read_shapes(folder / ADAPTER_FILES[0], dtypes=ADAPTER_DTYPES)
     base_shapes: dict[str, list[int]] = {}
@@ -253,12 +280,13 @@ def read_shapes(path: Path, *, dtypes: frozenset[str] | None) -> dict[str, list[
     try:
         tensors = read_header(path)
     except InvalidHeader as error:
-        raise UserError(error.message, field="file") from error
+        raise UserError(error.message, field="file", code=error.code) from error
     for name, tensor in tensors.items():
         if dtypes is not None and tensor.dtype not in dtypes:
             raise UserError(
                 f"Tensor {name[:80]!r} in {path.name} has dtype {tensor.dtype}, which PEFT "
                 "adapters do not use.",
                 field="file",
+                code="unsupported_dtype",
             )
     return {name: list(tensor.shape) for name, tensor in tensors.items()}

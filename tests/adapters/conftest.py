@@ -1,4 +1,4 @@
-"""What every test of the adapters' room needs."""
+"""Fixtures for all tests of adapters."""
 
 import pytest
 
@@ -7,7 +7,5 @@ from training.jobs import runner
 
 @pytest.fixture(autouse=True)
 def no_heartbeat(monkeypatch):
-    """A test's one transaction holds SQLite's lock: a heartbeat from beside it would wait 20 s for
-    that.
-    """
+    """A test's transaction locks SQLite, so a heartbeat thread would wait 20 s for the lock."""
     monkeypatch.setattr(runner, "HEARTBEAT_SECONDS", 600.0)

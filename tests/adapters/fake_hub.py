@@ -1,5 +1,5 @@
-"""A model hub on loopback that speaks as much of the hub's protocol as a push needs, and remembers
-what it was given.
+"""A model hub on localhost with the part of the Hub's API that a push needs. It records what it
+receives.
 """
 
 import base64
@@ -11,7 +11,7 @@ from threading import Thread
 
 
 class Hub(BaseHTTPRequestHandler):
-    """`files` by path, `tokens` seen, `status` to refuse with."""
+    """The server has `files` by path, `tokens` received, and `status` to answer with."""
 
     def read_body(self):
         return self.rfile.read(int(self.headers["Content-Length"] or 0))

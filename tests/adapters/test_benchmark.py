@@ -1,6 +1,4 @@
-"""Try all methods: one run each under one budget, and a report that tells what was measured and
-nothing else.
-"""
+"""The method benchmark: one run per method under one budget, and a report of what was measured."""
 
 import csv
 import io
@@ -14,6 +12,7 @@ from adapters.evaluation import benchmark
 from adapters.evaluation.benchmark import BENCHMARK_METHODS, Budget
 from adapters.models import PromptSet, Reply
 from adapters.registry import services
+from tests.user_errors import raises_user_error
 from training.engine.outcome import read_result
 from training.errors import Conflict, UserError
 from training.jobs.models import Job
@@ -31,8 +30,7 @@ def benchmark_sweep(alice, base_model, data, device, no_queue):
 
 
 def finish_run(run, engine):
-    """What a worker does of a run that matters to the report."""
-
+    """Train the run and store what the report reads."""
     assert engine([str(run.folder)]) == 0
     start = next(
         json.loads(line) for line in (run.folder / "events.jsonl").open() if '"start"' in line
@@ -48,7 +46,7 @@ def finish_run(run, engine):
     services.register_run_result(run, result)
 
 
-def test_every_method_gets_the_same_budget_and_its_own_usual_settings(benchmark_sweep):
+def test_every_method_gets_the_same_budget_and_its_own_default_settings(benchmark_sweep):
     runs = {run.method: run for run in benchmark_sweep.runs.all()}
     assert set(runs) == set(BENCHMARK_METHODS)
     assert {run.config["max_steps"] for run in runs.values()} == {6}
@@ -58,7 +56,7 @@ def test_every_method_gets_the_same_budget_and_its_own_usual_settings(benchmark_
     assert not benchmark.is_benchmark(Sweep(grid={"rank": [1, 2]}))
 
 
-def test_a_method_that_could_never_start_is_left_out_and_the_report_says_why(
+def test_a_method_that_can_never_start_is_skipped_and_the_report_says_why(
     as_alice, alice, base_model, data, device, no_queue, monkeypatch
 ):
     fits = request.check_schedulable
@@ -80,7 +78,7 @@ def test_a_method_that_could_never_start_is_left_out_and_the_report_says_why(
     assert "Full fine-tuning was not started: This run" in benchmark.format_markdown(sweep, rows)
 
 
-def test_a_run_of_it_comes_back_alone_or_with_all_methods_from_its_file(benchmark_sweep, tmp_path):
+def test_a_run_file_relaunches_one_run_or_the_whole_benchmark(benchmark_sweep, tmp_path):
     run = benchmark_sweep.runs.get(method="prefix")
     file = tmp_path / "run.yaml"
     file.write_text(to_yaml(run))
@@ -98,18 +96,18 @@ def test_a_run_of_it_comes_back_alone_or_with_all_methods_from_its_file(benchmar
     assert {run.method: run.config for run in again.runs.all()} == configs
 
 
-def test_all_runs_start_or_none(alice, base_model, data, device, no_queue):
+def test_either_all_runs_start_or_none(alice, base_model, data, device, no_queue):
     with pytest.raises(UserError):
         benchmark.launch_benchmark(
             alice, base_model, data, Budget(max_steps=6, max_tokens_per_batch=8, max_length=80)
         )
-    with pytest.raises(UserError, match="1 to 100,000 steps"):
+    with raises_user_error(field="max_steps", naming=("100,000",)):
         benchmark.launch_benchmark(alice, base_model, data, Budget(max_steps=0))
     assert not Run.objects.exists()
     assert not Sweep.objects.exists()
 
 
-def test_the_report_tells_what_was_measured(alice, benchmark_sweep, engine_here):
+def test_the_report_has_the_measured_figures(alice, benchmark_sweep, engine_here):
     for run in benchmark_sweep.runs.all():
         finish_run(run, engine_here)
     rows = {row.run.method: row for row in benchmark.build_report(benchmark_sweep)}
@@ -119,7 +117,7 @@ def test_the_report_tells_what_was_measured(alice, benchmark_sweep, engine_here)
     assert rows["full"].memory_saved == 0.0
     assert rows["full"].loss_over_full == 1.0
     assert rows["lora"].size_bytes < rows["full"].size_bytes
-    assert rows["lora"].speed_over_base is None  # nobody has asked yet
+    assert rows["lora"].speed_over_base is None  # no replies yet
     prompts = benchmark.request_all_replies(alice, benchmark_sweep)
     assert Job.objects.count() == 7
     base = benchmark_sweep.runs.first().base_model
@@ -149,10 +147,12 @@ def test_the_report_tells_what_was_measured(alice, benchmark_sweep, engine_here)
     )
 
 
-def test_before_the_end_there_are_dashes_and_no_questions(as_alice, alice, benchmark_sweep):
+def test_unfinished_runs_show_dashes_and_replies_cannot_be_requested(
+    as_alice, alice, benchmark_sweep
+):
     page = as_alice.get(f"/benchmarks/{benchmark_sweep.pk}").content.decode()
     assert page.count("\N{EN DASH}") > 30
-    with pytest.raises(Conflict, match="not over yet"):
+    with raises_user_error(Conflict, code="unfinished_runs"):
         benchmark.request_all_replies(alice, benchmark_sweep)
     assert not PromptSet.objects.exists()
     assert (
@@ -165,7 +165,7 @@ def test_another_sweep_is_no_bakeoff(as_alice, alice, run):
     assert as_alice.get(f"/benchmarks/{other.pk}").status_code == 404
 
 
-def test_the_form_starts_it_and_keeps_what_was_typed_when_something_is_wrong(
+def test_the_form_starts_a_benchmark_and_keeps_the_input_after_an_error(
     as_alice, base_model, data, device, no_queue
 ):
     form = {

@@ -1,6 +1,4 @@
-"""Versions side by side: the address holds the view, answers stream in, and what differs, costs and
-wins is told.
-"""
+"""Comparing versions: URL parameters, replies, scores, differences, weights and blind votes."""
 
 import asyncio
 
@@ -13,7 +11,7 @@ from adapters.lanes import ANSWERS, PROGRAMS
 from adapters.models import AdapterVersion, PromptSet, Reply, Vote
 from adapters.serving import inference_client
 from tests.registry import register_version
-from training.errors import UserError
+from tests.user_errors import raises_user_error
 from training.jobs.models import Job
 from training.jobs.runner import run_lane
 from training.jobs.services import find_jobs_about
@@ -40,8 +38,8 @@ def prompts(alice, pair):
 
 @pytest.fixture
 def echo(settings, monkeypatch):
-    """An inference program that says `it is N` as version 1 and `it was N` as all others, and
-    scores every token -0.5.
+    """An inference server that answers `it is N` as version 1 and `it was N` as all others, with a
+    log probability of -0.5 for every token.
     """
     requests = []
 
@@ -82,7 +80,7 @@ def collect_replies(alice, prompts, pair):
         run_lane(ANSWERS)
 
 
-def test_every_column_answers_every_row_once_with_its_scores(alice, prompts, pair, echo):
+def test_every_column_gets_one_scored_reply_per_row(alice, prompts, pair, echo):
     collect_replies(alice, prompts, pair)
     assert Reply.objects.count() == 36
     first = Reply.objects.get(version=pair[0], row=3)
@@ -95,10 +93,10 @@ def test_every_column_answers_every_row_once_with_its_scores(alice, prompts, pai
     assert Reply.objects.get(version=pair[1], row=3).scores["exact"] == 0.0
     before = len(echo)
     collect_replies(alice, prompts, pair)
-    assert len(echo) == before  # kept, and not asked again
+    assert len(echo) == before  # no new requests
 
 
-def test_a_row_that_takes_long_holds_no_other_up(monkeypatch):
+def test_a_slow_row_does_not_delay_the_others(monkeypatch):
     others = asyncio.Event()
     started_rows = []
 
@@ -116,7 +114,7 @@ def test_a_row_that_takes_long_holds_no_other_up(monkeypatch):
     assert results[-1] == (0, "0")
 
 
-def test_asking_that_broke_off_goes_on_with_the_rows_that_are_missing(alice, prompts, pair, echo):
+def test_an_interrupted_job_continues_with_the_missing_rows(alice, prompts, pair, echo):
     collect_replies(alice, prompts, pair)
     Reply.objects.filter(version=pair[0], row__in=(2, 7)).delete()
     find_jobs_about(pair[0]).update(state="failed")
@@ -127,20 +125,23 @@ def test_asking_that_broke_off_goes_on_with_the_rows_that_are_missing(alice, pro
     assert Reply.objects.filter(version=pair[0]).count() == 12
 
 
-def test_a_refusal_is_told_in_the_column(alice, prompts, pair, settings, monkeypatch):
+def test_an_error_of_the_inference_server_fails_the_job(
+    alice, prompts, pair, settings, monkeypatch
+):
     settings.INFERENCE_URL = "http://inference"
-    refuse = httpx.MockTransport(
+    reject = httpx.MockTransport(
         lambda _request: httpx.Response(400, json={"error": {"message": "too long"}})
     )
     client = httpx.AsyncClient
-    monkeypatch.setattr(inference_client.httpx, "AsyncClient", lambda **_: client(transport=refuse))
+    monkeypatch.setattr(inference_client.httpx, "AsyncClient", lambda **_: client(transport=reject))
     job = replies.request_replies(alice, prompts, replies.Responder(pair[0].base_model, pair[0]))
     run_lane(ANSWERS)
     job.refresh_from_db()
-    assert (job.state, job.error) == ("failed", "The inference program refused: too long")
+    assert job.state == "failed"
+    assert "too long" in job.error
 
 
-def test_the_page_tells_verdict_differences_and_figures_and_the_address_is_the_view(
+def test_the_page_shows_verdict_differences_and_figures_for_its_url(
     as_alice, alice, prompts, pair, echo
 ):
     collect_replies(alice, prompts, pair)
@@ -148,10 +149,10 @@ def test_the_page_tells_verdict_differences_and_figures_and_the_address_is_the_v
         f"/adapters/compare?v={pair[0].pk}&v={pair[1].pk}&prompts={prompts.pk}&order=disagreement"
     )
     page = as_alice.get(address).content.decode()
-    assert "Lights v1 beats Lights v2 on exact match, 100 % against 0 % on 12 rows" in page
+    assert "Lights v1 beats Lights v2 on exact match, 100% vs. 0% on 12 rows" in page
     assert "<mark>was</mark>" in page
     assert page.count("data-same") >= 1
-    assert "Tokens per second, answering" in page
+    assert "Tokens per second (inference)" in page
     assert "<b>By disagreement</b>" in page
     comparison = as_alice.get(
         f"/api/v1/comparisons?v={pair[0].pk}&v={pair[1].pk}&prompts={prompts.pk}"
@@ -161,7 +162,7 @@ def test_the_page_tells_verdict_differences_and_figures_and_the_address_is_the_v
     assert comparison["verdicts"][0]["winner"] == "Lights v1"
 
 
-def test_without_curves_the_tables_still_have_their_colours_and_unfold(as_alice, pair):
+def test_without_curves_the_tables_keep_their_colors_and_expand(as_alice, pair):
     address = f"/adapters/compare?v={pair[0].pk}&v={pair[1].pk}"
     page = as_alice.get(address).content.decode()
     assert "js/differences.js" in page and "js/compare.js" in page
@@ -175,17 +176,17 @@ def test_without_curves_the_tables_still_have_their_colours_and_unfold(as_alice,
     [
         ("v={0}", "Choose 2 to 6"),
         ("v={0}&v={0}", "Choose 2 to 6"),
-        ("v=x&v=y", "1 are chosen"),
-        ("v={0}&v=999", "not there"),
+        ("v=x&v=y", "got 1"),
+        ("v={0}&v=999", "not found"),
     ],
 )
-def test_too_few_or_unknown_versions_are_a_sentence(as_alice, pair, query, message):
+def test_too_few_or_unknown_versions_are_an_error(as_alice, pair, query, message):
     answer = as_alice.get(f"/adapters/compare?{query.format(pair[0].pk)}")
     assert answer.status_code in (400, 404)
     assert message in answer.content.decode()
 
 
-def test_strangers_compare_ask_and_vote_on_nothing(as_mallory, prompts, pair):
+def test_users_without_access_cannot_compare_generate_or_vote(as_mallory, prompts, pair):
     query = f"v={pair[0].pk}&v={pair[1].pk}&prompts={prompts.pk}"
     assert as_mallory.get(f"/adapters/compare?{query}").status_code == 404
     assert as_mallory.get(f"/adapters/compare/answers?{query}").status_code == 404
@@ -197,25 +198,21 @@ def test_strangers_compare_ask_and_vote_on_nothing(as_mallory, prompts, pair):
     assert not Job.objects.exists()
 
 
-def test_prompts_are_drawn_once_and_pasted_with_the_line_that_is_wrong(alice, data):
+def test_prompts_are_drawn_once_and_errors_in_pasted_ones_name_the_line(alice, data):
     prompts = prompt_sets.draw_prompts(alice, data, 40)
     assert prompt_sets.draw_prompts(alice, data, 40) == prompts
     assert all(row["expected"] for row in prompts.rows)
     pasted = prompt_sets.paste_prompts(alice, 'hello\n\n{"prompt": "a", "expected": "b"}\n', "Mine")
     assert pasted.rows[0] == {"messages": [{"role": "user", "content": "hello"}], "expected": ""}
     assert pasted.rows[1]["expected"] == "b"
-    for text, message in (
-        ('a\n{"prompt": 3}', "Line 2 needs"),
-        ("{nope", "Line 1 begins as JSON"),
-        ("", "1 to 500 rows"),
-    ):
-        with pytest.raises(UserError, match=message):
+    for text, fact in (('a\n{"prompt": 3}', "Line 2"), ("{nope", "Line 1"), ("", "500 rows")):
+        with raises_user_error(field="text", naming=(fact,)):
             prompt_sets.paste_prompts(alice, text, "")
-    with pytest.raises(UserError, match="1 to 500"):
+    with raises_user_error(field="count", naming=(500,)):
         prompt_sets.draw_prompts(alice, data, 0)
 
 
-def test_lines_are_ordered_by_disagreement_or_by_the_worst_of_a_column():
+def test_rows_are_ordered_by_disagreement_or_by_the_worst_of_a_column():
     class FakeReply:
         def __init__(self, text, exact):
             self.text, self.scores = text, {"exact": exact}
@@ -232,7 +229,7 @@ def test_lines_are_ordered_by_disagreement_or_by_the_worst_of_a_column():
     assert [line.row for line in build_table_rows(rows, columns, "worst-99")] == [0, 1, 2]
 
 
-def test_words_that_differ_are_marked_and_the_text_stays_whole():
+def test_differing_words_are_flagged_and_the_text_stays_complete():
     pieces = diff_text("turn the hall lamp off", "turn the kitchen lamp off")
     assert "".join(text for text, _ in pieces) == "turn the hall lamp off"
     assert [text for text, differs in pieces if differs] == ["hall"]
@@ -240,7 +237,7 @@ def test_words_that_differ_are_marked_and_the_text_stays_whole():
     assert diff_text("", "x") == []
 
 
-def test_a_vote_is_blind_counts_for_whom_it_was_meant_and_can_be_changed(
+def test_a_vote_is_blind_counts_for_the_right_version_and_can_be_changed(
     as_alice, alice, people, prompts, pair, echo
 ):
     collect_replies(alice, prompts, pair)
@@ -267,14 +264,14 @@ def test_a_vote_is_blind_counts_for_whom_it_was_meant_and_can_be_changed(
     assert (rate.votes, rate.voters, rate.ties, rate.rate) == (2, 2, 2, 0.5)
 
 
-def test_sides_change_by_chance_and_not_with_the_reload(alice, people, prompts, pair, echo):
+def test_sides_are_shuffled_and_stay_the_same_after_a_reload(alice, people, prompts, pair, echo):
     collect_replies(alice, prompts, pair)
     sides = [votes.stable_random(alice, prompts, *pair, row) % 2 for row in range(12)]
     assert 0 < sum(sides) < 12
     assert votes.get_next_pair(alice, prompts, *pair) == votes.get_next_pair(alice, prompts, *pair)
 
 
-def test_a_comparison_of_weights_is_begun_once_and_kept(as_alice, pair, monkeypatch):
+def test_a_weight_analysis_runs_once_and_is_stored(as_alice, pair, monkeypatch):
     calls = []
     monkeypatch.setattr(
         weight_analysis, "run_program", lambda *args: calls.append(args) or {"relative_change": {}}
@@ -288,7 +285,7 @@ def test_a_comparison_of_weights_is_begun_once_and_kept(as_alice, pair, monkeypa
     assert len(calls) == 1
 
 
-def test_the_page_asks_the_database_a_few_times_however_many_rows(
+def test_the_number_of_queries_does_not_grow_with_the_rows(
     as_alice, alice, prompts, pair, echo, django_assert_max_num_queries
 ):
     collect_replies(alice, prompts, pair)
@@ -296,9 +293,7 @@ def test_the_page_asks_the_database_a_few_times_however_many_rows(
         as_alice.get(f"/adapters/compare?v={pair[0].pk}&v={pair[1].pk}&prompts={prompts.pk}")
 
 
-def test_a_row_that_cannot_be_answered_is_no_reason_not_to_ask_the_others(
-    alice, prompts, pair, settings, monkeypatch
-):
+def test_an_unanswerable_row_does_not_stop_the_others(alice, prompts, pair, settings, monkeypatch):
     settings.INFERENCE_URL = "http://inference"
 
     def answer(request):
@@ -321,29 +316,29 @@ def test_a_row_that_cannot_be_answered_is_no_reason_not_to_ask_the_others(
     job = replies.request_replies(alice, prompts, replies.Responder(pair[0].base_model, pair[0]))
     run_lane(ANSWERS)
     job.refresh_from_db()
-    assert (job.state, job.result["rows"], job.result["refused"]) == ("done", 11, 1)
-    assert "context holds 256" in job.result["why"]
+    assert (job.state, job.result["rows"], job.result["failed_rows"]) == ("done", 11, 1)
+    assert "context holds 256" in job.result["failure_reason"]
     assert Reply.objects.count() == 11
 
 
-def test_looking_does_not_begin_failed_work_again_and_opening_the_page_does(as_alice, pair):
+def test_polling_does_not_restart_a_failed_analysis_but_opening_the_page_does(as_alice, pair):
     data = {"v": [pair[0].pk, pair[1].pk]}
     as_alice.post("/adapters/compare/weights", data)
-    Job.objects.update(state="failed", error="It broke off.")
-    assert as_alice.post("/adapters/compare/weights", data).json()["error"] == "It broke off."
+    Job.objects.update(state="failed", error="It failed.")
+    assert as_alice.post("/adapters/compare/weights", data).json()["error"] == "It failed."
     assert (
         as_alice.post("/adapters/compare/weights", {**data, "again": "1"}).json()["state"]
         == "waiting"
     )
 
 
-def test_few_held_out_rows_are_all_drawn(alice, data):
+def test_all_held_out_rows_are_drawn_if_there_are_few(alice, data):
     from training.datasets.preview import sample_eval_prompts
 
     assert len(sample_eval_prompts(data, 40)) == data.eval_rows
 
 
-def test_a_set_of_prompts_is_deleted_with_what_was_said_to_it(as_alice, alice, run):
+def test_a_prompt_set_is_deleted_with_its_replies_and_jobs(as_alice, alice, run):
     pair = [register_version(run), register_version(run, number=2)]
     prompts = prompt_sets.paste_prompts(alice, "turn on the lamp", "Lamps")
     Reply.objects.create(prompts=prompts, row=0, base_model=run.base_model, text="yes")
@@ -351,7 +346,7 @@ def test_a_set_of_prompts_is_deleted_with_what_was_said_to_it(as_alice, alice, r
     page = as_alice.get(
         f"/adapters/compare?v={pair[0].pk}&v={pair[1].pk}&prompts={prompts.pk}"
     ).content.decode()
-    assert "Delete this set of prompts" in page
+    assert "Delete prompt set" in page
     answer = as_alice.post(
         f"/adapters/compare/prompts/{prompts.pk}/delete", {"v": [one.pk for one in pair]}
     )
@@ -362,9 +357,7 @@ def test_a_set_of_prompts_is_deleted_with_what_was_said_to_it(as_alice, alice, r
 
 
 @pytest.mark.django_db(transaction=True)
-def test_a_set_deleted_while_it_is_asked_ends_the_asking_without_a_broken_worker(
-    alice, run, settings, monkeypatch
-):
+def test_deleting_a_prompt_set_ends_its_running_job(alice, run, settings, monkeypatch):
     settings.INFERENCE_URL = "http://inference"
     prompts = prompt_sets.paste_prompts(alice, "turn on the lamp\nturn it off", "Lamps")
 

@@ -1,6 +1,4 @@
-"""A stable name answers with a version; switched, shared and rolled back in one act, and all of it
-stands in the history.
-"""
+"""Deployments: serving versions, switching, traffic shares, rollbacks, history and usage."""
 
 import pytest
 
@@ -26,7 +24,7 @@ def deployed(alice, versions):
     return services.create_deployment(alice, "lights", Routing(versions[0]))
 
 
-def test_it_answers_with_its_version_attached_until_the_merge_is_done(alice, versions, deployed):
+def test_the_adapter_is_served_attached_until_the_merge_is_done(alice, versions, deployed):
     assert services.pick_version(deployed) == versions[0]
     location = inference_client.get_model_location(versions[0], use_merged=True)
     assert location["adapter"] == str(versions[0].folder)
@@ -42,9 +40,7 @@ def test_it_answers_with_its_version_attached_until_the_merge_is_done(alice, ver
     versions[0].merged_folder.rmdir()
 
 
-def test_a_switch_is_one_act_and_a_roll_back_undoes_it_and_both_stand_in_the_history(
-    alice, versions, deployed
-):
+def test_a_rollback_undoes_a_switch_and_both_are_in_the_history(alice, versions, deployed):
     services.switch_deployment(alice, deployed, Routing(versions[1]))
     services.switch_deployment(alice, deployed, Routing(versions[2], use_merged=False))
     now = services.roll_back(alice, deployed)
@@ -61,9 +57,7 @@ def test_a_switch_is_one_act_and_a_roll_back_undoes_it_and_both_stand_in_the_his
     ]
 
 
-def test_there_is_nothing_to_roll_back_to_at_first_and_when_the_old_version_is_gone(
-    alice, versions, deployed
-):
+def test_there_is_no_rollback_without_a_previous_version(alice, versions, deployed):
     with raises_user_error(Conflict, code="no_other_version"):
         services.roll_back(alice, deployed)
     services.switch_deployment(alice, deployed, Routing(versions[1]))
@@ -87,7 +81,7 @@ def test_two_versions_share_the_traffic_by_percentage(alice, versions, deployed)
         ({"canary": 0, "canary_percent": 50}, "canary", "same_version"),
     ],
 )
-def test_a_share_that_makes_no_sense_is_refused(alice, versions, deployed, change, field, code):
+def test_an_invalid_traffic_share_is_rejected(alice, versions, deployed, change, field, code):
     canary = None if change["canary"] is None else versions[change["canary"]]
     with raises_user_error(field=field, code=code):
         services.switch_deployment(
@@ -96,12 +90,14 @@ def test_a_share_that_makes_no_sense_is_refused(alice, versions, deployed, chang
 
 
 @pytest.mark.parametrize("name", ["", "Lights", "-a", "a-", "a b", "../x", "a" * 64, "é", "a/b"])
-def test_a_name_that_no_address_could_hold_is_refused(alice, versions, name):
+def test_a_name_that_does_not_fit_into_a_url_is_rejected(alice, versions, name):
     with raises_user_error(field="name"):
         services.create_deployment(alice, name, Routing(versions[0]))
 
 
-def test_nobody_takes_over_a_name_or_deploys_what_they_may_not_see(people, versions, deployed):
+def test_users_cannot_take_over_a_name_or_deploy_versions_they_cannot_see(
+    people, versions, deployed
+):
     mallory = people["mallory"]
     with pytest.raises(NotFound):
         services.create_deployment(mallory, "mine", Routing(versions[0]))
@@ -123,7 +119,7 @@ def test_nobody_takes_over_a_name_or_deploys_what_they_may_not_see(people, versi
     assert Deployment.objects.get().version == versions[0]
 
 
-def test_what_a_team_answers_is_not_switched_to_what_the_team_may_not_see(
+def test_a_team_deployment_cannot_switch_to_a_version_outside_the_team(
     people, alice, data, versions, deployed
 ):
     team = people["alice"].teams.get()
@@ -135,23 +131,21 @@ def test_what_a_team_answers_is_not_switched_to_what_the_team_may_not_see(
         services.switch_deployment(alice, deployed, Routing(versions[1]))
 
 
-def test_a_viewer_of_the_team_asks_and_does_not_deploy(people, versions):
+def test_a_viewer_of_the_team_cannot_deploy(people, versions):
     AdapterVersion.objects.update(team=people["alice"].teams.get())
     with raises_user_error(NotAllowed):
         services.create_deployment(people["vera"], "views", Routing(versions[0]))
     assert services.create_deployment(people["bob"], "bobs", Routing(versions[0])).team is not None
 
 
-def test_what_is_deployed_is_not_lost_by_accident_and_taking_it_down_asks_for_the_name(
-    alice, versions, deployed
-):
+def test_deleting_a_deployment_needs_its_name(alice, versions, deployed):
     with raises_user_error(field="name", naming=("lights",)):
         services.delete_deployment(alice, deployed, "light")
     services.delete_deployment(alice, deployed, "lights")
     assert not Deployment.objects.exists()
 
 
-def test_answers_are_counted_a_version_and_told_as_rates(versions, deployed):
+def test_requests_are_counted_by_version_and_summarized_as_rates(versions, deployed):
     for seconds in (1.0, 1.0, 3.0):
         record = usage.RequestRecord(
             deployment_id=deployed.pk,
@@ -186,7 +180,7 @@ def test_answers_are_counted_a_version_and_told_as_rates(versions, deployed):
     assert sorted(row["answers"] for row in usage.get_usage_by_minute(deployed)) == [0, 3]
 
 
-def test_an_answer_that_ends_after_its_deployment_was_taken_down_is_nobodys(
+def test_a_request_that_ends_after_its_deployment_was_deleted_is_not_logged(
     alice, versions, deployed
 ):
     deployment_id = deployed.pk

@@ -1,6 +1,4 @@
-"""`/v1/`: the `openai` client asks a deployment under its name, through the site, with a person's
-own token.
-"""
+"""The gateway under `/v1/`, tested with the `openai` client, the site and a user's token."""
 
 import asyncio
 import json
@@ -36,7 +34,7 @@ REQUEST = {"model": "lights", "messages": MESSAGES, "temperature": 0, "max_token
 
 @pytest.fixture
 def inference(settings, monkeypatch):
-    """The true inference program, in a thread, where the site expects it."""
+    """The real inference server, in a thread, at INFERENCE_URL."""
     monkeypatch.setattr(loaded_model, "get_fastest_dtype", lambda *_: torch.float32)
     request_queue = RequestQueue()
     start_scheduler(request_queue)
@@ -84,7 +82,7 @@ def get_text(answer):
     return answer.choices[0].message.content
 
 
-async def test_a_deployment_answers_whole_and_streamed_under_its_own_name_and_is_counted(
+async def test_a_deployment_answers_with_and_without_streaming_and_counts_requests(
     alice, versions, deployed, inference
 ):
     client = await sync_to_async(create_client)(alice)
@@ -107,7 +105,7 @@ async def test_a_deployment_answers_whole_and_streamed_under_its_own_name_and_is
     assert await RequestLog.objects.filter(first_token_seconds__gt=0).acount() == 1
 
 
-async def test_a_switch_under_load_drops_nothing_and_mixes_nothing(
+async def test_a_switch_under_load_neither_drops_requests_nor_mixes_versions(
     alice, versions, deployed, inference
 ):
     client = await sync_to_async(create_client)(alice)
@@ -141,7 +139,9 @@ async def test_a_switch_under_load_drops_nothing_and_mixes_nothing(
     assert get_text(await client.chat.completions.create(**REQUEST)) == expected[0]
 
 
-async def test_strangers_get_openais_errors_and_learn_nothing(people, deployed, settings):
+async def test_users_without_access_get_openai_errors_that_reveal_nothing(
+    people, deployed, settings
+):
     settings.INFERENCE_URL = "http://127.0.0.1:9"
     mallory = await sync_to_async(create_client)(people["mallory"])
     assert [model.id async for model in mallory.models.list()] == []
@@ -154,12 +154,12 @@ async def test_strangers_get_openais_errors_and_learn_nothing(people, deployed, 
         await create_client_with_token("snapml_wrong").models.list()
 
 
-async def test_a_token_that_may_only_read_may_ask(alice, deployed, inference):
+async def test_a_read_only_token_can_send_requests(alice, deployed, inference):
     client = await sync_to_async(create_client)(alice, Scope.READ)
     assert get_text(await client.chat.completions.create(**REQUEST))
 
 
-async def test_when_nobody_answers_the_caller_is_told_and_it_counts_as_a_failure(
+async def test_without_an_inference_server_the_request_fails_and_is_counted(
     alice, deployed, settings
 ):
     settings.INFERENCE_URL = "http://127.0.0.1:9"
@@ -169,9 +169,7 @@ async def test_when_nobody_answers_the_caller_is_told_and_it_counts_as_a_failure
     assert (await UsageCounter.objects.aget()).failures == 1
 
 
-async def test_folders_are_the_sites_business_whatever_the_caller_sends(
-    alice, deployed, inference, tmp_path
-):
+async def test_clients_cannot_set_paths_of_weights(alice, deployed, inference, tmp_path):
     client = await sync_to_async(create_client)(alice)
     answer = await client.chat.completions.create(
         **REQUEST, extra_body={"snapml": {"base": "/etc", "adapter": str(tmp_path)}}
@@ -180,7 +178,7 @@ async def test_folders_are_the_sites_business_whatever_the_caller_sends(
     assert not hasattr(answer, "snapml")
 
 
-async def test_what_the_inference_program_refuses_reaches_the_caller_as_it_is(
+async def test_errors_of_the_inference_server_reach_the_client_unchanged(
     alice, deployed, inference
 ):
     client = await sync_to_async(create_client)(alice)
@@ -192,11 +190,11 @@ async def test_what_the_inference_program_refuses_reaches_the_caller_as_it_is(
     )
 
 
-# What Python's JSON takes and other readers do not.
+# Python's JSON parser accepts these, others do not.
 NOT_JSON = (b'{"model": "lights", "temperature": NaN}', b'{"model": "lights", "stop": "\\ud83d"}')
 
 
-async def test_what_is_no_request_is_refused(alice, deployed):
+async def test_malformed_requests_are_rejected(alice, deployed):
     secret = (await sync_to_async(create_token)(alice, "test"))[1]
     async with httpx.AsyncClient(
         transport=httpx.ASGITransport(app=application), base_url="http://testserver"
@@ -214,10 +212,10 @@ async def test_what_is_no_request_is_refused(alice, deployed):
         assert large.status_code == 413
 
 
-async def test_a_server_that_knows_no_such_adapter_is_told_to_load_it_and_asked_again(
+async def test_a_vllm_server_loads_an_unknown_adapter_and_gets_the_request_again(
     alice, deployed, versions, settings, monkeypatch
 ):
-    """As vLLM does it: names only, and `/v1/load_lora_adapter`."""
+    """vLLM goes by model names and has `/v1/load_lora_adapter`."""
     known, paths = set(), []
 
     def vllm(request):
@@ -262,10 +260,10 @@ async def test_a_server_that_knows_no_such_adapter_is_told_to_load_it_and_asked_
     ]
 
 
-async def test_a_merged_deployment_is_asked_of_another_server_as_its_adapter(
+async def test_a_merged_deployment_is_sent_to_another_server_as_its_adapter(
     alice, deployed, versions, settings, monkeypatch
 ):
-    """Another server knows no merged model of ours; base and adapter answer the same."""
+    """Other servers do not have the merged model; base and adapter give the same answers."""
     loaded = []
 
     def vllm(request):
@@ -303,7 +301,9 @@ async def test_a_merged_deployment_is_asked_of_another_server_as_its_adapter(
     assert loaded == [str(versions[0].folder)]
 
 
-async def test_refusals_and_overload_are_no_good_answers(alice, deployed, settings, monkeypatch):
+async def test_client_errors_and_overload_are_not_counted_as_answers(
+    alice, deployed, settings, monkeypatch
+):
     settings.INFERENCE_URL = "http://busy"
     statuses = iter([400, 429])
     busy = httpx.MockTransport(
@@ -320,7 +320,7 @@ async def test_refusals_and_overload_are_no_good_answers(alice, deployed, settin
     assert (tally.answers, tally.failures) == (0, 1)
 
 
-async def test_a_deployment_is_found_by_its_name_as_openai_finds_a_model(alice, people, deployed):
+async def test_a_deployment_is_retrieved_by_name_like_an_openai_model(alice, people, deployed):
     client = await sync_to_async(create_client)(alice)
     assert (await client.models.retrieve("lights")).id == "lights"
     with pytest.raises(openai.NotFoundError):

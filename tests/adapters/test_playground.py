@@ -1,4 +1,4 @@
-"""The page's door to the inference program, and the adapter's download."""
+"""An adapter's page: the playground, held-out prompts and the download."""
 
 import io
 import json
@@ -23,7 +23,7 @@ def adapter(run):
 BODY = {"who": "adapter", "messages": [{"role": "user", "content": "hi"}]}
 
 
-def test_the_adapters_own_folder_is_asked_and_nothing_that_the_page_names(adapter, base_model):
+def test_the_request_uses_the_adapters_folder_whatever_the_body_says(adapter, base_model):
     request = playground.build_request(
         adapter, {**BODY, "snapml": {"base": "/etc"}, "adapter": "/etc"}
     )
@@ -41,20 +41,20 @@ def test_the_adapters_own_folder_is_asked_and_nothing_that_the_page_names(adapte
 
 
 @pytest.mark.parametrize(
-    ("change", "message"),
+    ("change", "fact"),
     [
-        ({"messages": []}, "Write a message first"),
-        ({"messages": "hi"}, "Write a message first"),
-        ({"messages": [{"role": "bot", "content": "x"}]}, "needs a role"),
-        ({"messages": [{"role": "user", "content": "x" * 30_000}]}, "more than 20,000 characters"),
-        ({"who": "stranger"}, "must be base or adapter"),
+        ({"messages": []}, "message"),
+        ({"messages": "hi"}, "message"),
+        ({"messages": [{"role": "bot", "content": "x"}]}, "role"),
+        ({"messages": [{"role": "user", "content": "x" * 30_000}]}, "20,000 characters"),
+        ({"who": "stranger"}, "base or adapter"),
         ({"temperature": 9}, "from 0 to 2"),
         ({"temperature": "hot"}, "from 0 to 2"),
         ({"top_p": float("nan")}, "from 0.01 to 1"),
         ({"max_tokens": True}, "from 1 to 2048"),
     ],
 )
-def test_a_question_that_cannot_be_asked_says_why(as_alice, adapter, change, message):
+def test_an_invalid_request_is_rejected_at_its_field(as_alice, adapter, change, fact):
     answer = as_alice.post(
         f"/adapters/{adapter.pk}/try",
         json.dumps({**BODY, **change}),
@@ -62,11 +62,12 @@ def test_a_question_that_cannot_be_asked_says_why(as_alice, adapter, change, mes
         HTTP_ACCEPT="application/json",
     )
     assert answer.status_code == 400
-    assert message in answer.json()["error"]["message"]
+    assert answer.json()["error"]["field"] == next(iter(change))
+    assert fact in answer.json()["error"]["message"]
 
 
 @pytest.mark.parametrize("body", ["{nope", "[]", '"x"'])
-def test_what_is_no_json_object_is_refused(as_alice, adapter, body):
+def test_a_body_that_is_not_a_json_object_is_rejected(as_alice, adapter, body):
     answer = as_alice.post(
         f"/adapters/{adapter.pk}/try", body, "application/json", HTTP_ACCEPT="application/json"
     )
@@ -81,14 +82,14 @@ async def read_text(chunks):
     return (await read_bytes(chunks)).decode()
 
 
-async def test_when_it_is_down_the_page_says_so(settings):
+async def test_without_an_inference_server_the_stream_is_an_error(settings):
     settings.INFERENCE_URL = "http://127.0.0.1:9"
     assert "is down" in await read_text(playground.stream_answer({}))
     settings.INFERENCE_URL = ""
     assert "is down" in await read_text(playground.stream_answer({}))
 
 
-async def test_when_it_is_busy_the_page_says_so(settings, monkeypatch):
+async def test_a_busy_inference_server_streams_its_error(settings, monkeypatch):
     settings.INFERENCE_URL = "http://127.0.0.1:9"
     busy = httpx.MockTransport(
         lambda _r: httpx.Response(429, json={"error": {"message": "8 are being answered."}})
@@ -98,7 +99,7 @@ async def test_when_it_is_busy_the_page_says_so(settings, monkeypatch):
     assert "Busy: 8 are being answered." in await read_text(playground.stream_answer({}))
 
 
-def test_the_zip_holds_the_files_as_they_are_under_a_safe_name(as_alice, adapter):
+def test_the_zip_has_the_unchanged_files_under_a_safe_name(as_alice, adapter):
     answer = as_alice.get(f"/adapters/{adapter.pk}/download")
     assert answer["Content-Disposition"] == 'attachment; filename="Lamps-v2.zip"'
     archive = zipfile.ZipFile(io.BytesIO(async_to_sync(read_bytes)(answer.streaming_content)))
@@ -106,12 +107,12 @@ def test_the_zip_holds_the_files_as_they_are_under_a_safe_name(as_alice, adapter
     assert len(archive.namelist()) == 2
 
 
-def test_a_name_of_signs_alone_gives_a_file_name_all_the_same(adapter):
+def test_a_name_without_letters_still_gives_a_file_name(adapter):
     adapter.name = '"; ☀'
     assert file_stem(adapter) == "adapter-v2"
 
 
-def test_a_held_out_row_comes_with_its_expected_answer(as_alice, adapter):
+def test_a_held_out_prompt_comes_with_its_expected_answer(as_alice, adapter):
     row = as_alice.get(f"/adapters/{adapter.pk}/held-out").json()
     assert row["expected"]
     assert row["messages"][-1]["role"] == "user"
@@ -127,7 +128,7 @@ def test_the_data_behind_a_shared_adapter_stays_with_its_owner(client, people, a
     assert "not shared with you" in answer.json()["error"]["message"]
 
 
-def test_the_shelf_groups_by_base_and_shows_each(as_alice, adapter):
+def test_the_adapter_list_is_grouped_by_base_model(as_alice, adapter):
     page = as_alice.get("/adapters").content.decode()
     assert "tiny-llama" in page
     assert "v2" in page

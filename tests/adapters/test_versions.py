@@ -1,6 +1,4 @@
-"""Versions: made of runs and checkpoints, never rewritten, tagged, gone on from, deleted; and where
-each came from.
-"""
+"""Adapter versions: registering, provenance, lineage, continued training, tags and deletion."""
 
 import io
 import json
@@ -35,7 +33,7 @@ def trained(alice, base_model, data, device, no_queue, engine_once):
     return train_version(alice, base_model, data, engine_once)
 
 
-def test_a_version_keeps_what_was_true_when_it_was_made(trained, data, base_model):
+def test_a_version_keeps_its_provenance(trained, data, base_model):
     provenance = trained.provenance
     assert provenance["settings"]["rank"] == tiny.SETTINGS["rank"]
     assert provenance["data"] == {
@@ -67,7 +65,7 @@ def test_the_same_weights_are_one_version_and_new_ones_another(trained):
     assert trained.folder.joinpath("adapter_model.safetensors").read_bytes() == before
 
 
-def test_any_kept_checkpoint_becomes_a_version(alice, people, trained):
+def test_any_saved_checkpoint_can_be_registered(alice, people, trained):
     from training.runs.run_files import list_checkpoint_steps
 
     run = trained.run
@@ -83,7 +81,7 @@ def test_any_kept_checkpoint_becomes_a_version(alice, people, trained):
         registry_services.register_checkpoint(people["mallory"], run, steps[0])
 
 
-def test_a_run_goes_on_from_a_versions_weights(
+def test_a_run_continues_from_a_versions_weights(
     alice, trained, engine_here, django_capture_on_commit_callbacks
 ):
     with django_capture_on_commit_callbacks(execute=True):
@@ -106,9 +104,7 @@ def test_a_run_goes_on_from_a_versions_weights(
     ]
 
 
-def test_a_run_from_a_version_keeps_its_weights_when_it_is_launched_again_from_its_file(
-    alice, people, trained, tmp_path
-):
+def test_a_run_file_relaunches_from_the_same_start_weights(alice, people, trained, tmp_path):
     run = continue_training.continue_from(alice, trained, changes={"max_steps": 1})
     file = tmp_path / "run.yaml"
     file.write_text(to_yaml(run))
@@ -122,13 +118,13 @@ def test_a_run_from_a_version_keeps_its_weights_when_it_is_launched_again_from_i
     )
     config = json.loads((again.folder / "config.json").read_text())
     assert config["start_weights"] == str(trained.folder)
-    with pytest.raises(CommandError, match="not there, or not yours to see"):
+    with pytest.raises(CommandError, match="'Others', version 1"):
         file.write_text(to_yaml(run).replace("Lights", "Others").replace(trained.sha256, "0" * 64))
         call_command("launch", str(file), user="alice", **options)
     assert Run.objects.count() == 3
 
 
-def test_new_from_a_run_that_began_with_a_version_begins_with_it_too(client, alice, trained):
+def test_a_copy_of_a_run_has_the_same_start_weights(client, alice, trained):
     client.force_login(alice)
     run = continue_training.continue_from(alice, trained)
     page = client.get(f"/runs/new?from={run.pk}")
@@ -147,14 +143,16 @@ def test_new_from_a_run_that_began_with_a_version_begins_with_it_too(client, ali
     assert json.loads((again.folder / "config.json").read_text())["start_weights"]
 
 
-def test_a_version_of_others_is_none_to_begin_with(client, people, trained, base_model, data):
+def test_a_run_cannot_start_from_a_version_the_user_cannot_see(
+    client, people, trained, base_model, data
+):
     client.force_login(people["mallory"])
     body = {"model": base_model.pk, "data": data.pk, "from_version": trained.pk}
     answer = client.post("/api/v1/runs/forecast", body, content_type="application/json")
     assert answer.status_code == 404
 
 
-def test_another_base_model_or_rank_than_the_versions_is_refused_at_its_field(
+def test_a_rank_that_differs_from_the_versions_is_rejected_at_its_field(
     client, alice, trained, base_model, data
 ):
     client.force_login(alice)
@@ -165,7 +163,7 @@ def test_another_base_model_or_rank_than_the_versions_is_refused_at_its_field(
     assert (answer.status_code, answer.json()["error"]["field"]) == (400, "rank")
 
 
-def test_what_the_weights_are_shaped_like_cannot_be_changed_on_the_way(alice, trained):
+def test_continued_training_cannot_change_the_shape_of_the_weights(alice, trained):
     with raises_user_error(ConfigError, field="rank", naming=(8, 4)):
         continue_training.continue_from(alice, trained, changes={"rank": 8})
     with pytest.raises(UserError, match="set by SnapML"):
@@ -173,16 +171,16 @@ def test_what_the_weights_are_shaped_like_cannot_be_changed_on_the_way(alice, tr
     assert Run.objects.count() == 1
 
 
-def test_weights_of_another_shape_are_a_sentence_and_not_a_crash(tiny_run, engine_here, trained):
+def test_start_weights_of_another_shape_fail_with_a_message(tiny_run, engine_here, trained):
     run = tiny_run(rank=2, start_weights=str(trained.folder))
     assert engine_here([str(run)]) != 0
     assert "do not fit these settings" in read_result(run).message
 
 
-def test_a_version_whose_data_is_gone_goes_on_with_other_data(alice, people, trained, data):
+def test_a_version_without_data_continues_with_other_data(alice, people, trained, data):
     AdapterVersion.objects.update(data=None)
     trained.refresh_from_db()
-    with pytest.raises(Conflict, match="choose other data"):
+    with raises_user_error(Conflict, field="data"):
         continue_training.continue_from(alice, trained)
     run = continue_training.continue_from(alice, trained, data=data)
     assert run.from_version == trained.pk
@@ -191,11 +189,9 @@ def test_a_version_whose_data_is_gone_goes_on_with_other_data(alice, people, tra
     )
 
 
-def test_deleting_asks_for_the_name_refuses_what_is_deployed_and_frees_the_disk(
-    alice, people, trained
-):
+def test_deleting_needs_the_name_and_no_deployment_and_frees_disk_space(alice, people, trained):
     deployed = serving_services.create_deployment(alice, "lights", Routing(trained))
-    with pytest.raises(UserError, match="Type the name Lights v1"):
+    with raises_user_error(field="name", naming=("Lights v1",)):
         actions.delete_version(alice, trained, "Lights")
     with raises_user_error(Conflict, naming=("Lights v1", "lights")):
         actions.delete_version(alice, trained, "Lights v1")
@@ -211,7 +207,7 @@ def test_deleting_asks_for_the_name_refuses_what_is_deployed_and_frees_the_disk(
     assert not Job.objects.exists()
 
 
-def test_tags_and_notes_are_checked_as_a_runs_are(alice, people, run):
+def test_tags_and_notes_are_checked_like_those_of_runs(alice, people, run):
     version = register_version(run)
     actions.update_version(alice, version, tags="candidate, production", notes="ok")
     assert version.tag_list == ["candidate", "production"]
@@ -221,7 +217,7 @@ def test_tags_and_notes_are_checked_as_a_runs_are(alice, people, run):
         actions.update_version(people["bob"], version, tags="x")
 
 
-def test_the_lineage_shows_only_what_one_may_see(alice, people, run):
+def test_the_lineage_has_only_visible_versions(alice, people, run):
     parent = register_version(run, number=1)
     child = register_version(run, number=2, parent=parent)
     hidden = register_version(run, number=3, parent=child)
@@ -229,7 +225,7 @@ def test_the_lineage_shows_only_what_one_may_see(alice, people, run):
     assert [one.version.number for one in actions.build_lineage(alice, child)] == [1, 2]
 
 
-def test_disk_use_is_told_by_owner_adapter_and_run(alice, people, run):
+def test_disk_usage_is_summed_by_owner_adapter_and_run(alice, people, run):
     version = register_version(run, weights=b"x" * 5000)
     usage = actions.get_disk_usage(alice)
     assert usage["adapters"] == [
@@ -246,7 +242,9 @@ def test_disk_use_is_told_by_owner_adapter_and_run(alice, people, run):
     assert actions.get_disk_usage(people["mallory"])["adapters"] == []
 
 
-def test_a_checkpoint_that_is_replaced_while_it_is_copied_says_so(alice, trained, monkeypatch):
+def test_a_checkpoint_that_is_replaced_while_it_is_copied_is_a_conflict(
+    alice, trained, monkeypatch
+):
     from training.runs.run_files import list_checkpoint_steps
 
     def fail_copy(source, *_args, **_kwargs):
@@ -254,14 +252,14 @@ def test_a_checkpoint_that_is_replaced_while_it_is_copied_says_so(alice, trained
         raise shutil.Error([(str(source), "", "gone")])
 
     monkeypatch.setattr(shutil, "copytree", fail_copy)
-    with pytest.raises(Conflict, match="replaced by a newer one"):
+    with raises_user_error(Conflict, field="step"):
         registry_services.register_checkpoint(
             alice, trained.run, list_checkpoint_steps(trained.run)[0]
         )
-    assert not list(trained.run.folder.glob(".shelf-*"))
+    assert not list(trained.run.folder.glob(".register-*"))
 
 
-def test_the_held_out_loss_of_a_checkpoints_step_is_its_own(alice, trained):
+def test_a_checkpoint_gets_the_eval_loss_of_its_step(alice, trained):
     from training.runs.run_files import list_checkpoint_steps
 
     run = trained.run
@@ -284,13 +282,13 @@ def test_the_held_out_loss_of_a_checkpoints_step_is_its_own(alice, trained):
     assert version.eval_loss == (expected[-1] if expected else None)
 
 
-def test_the_number_of_a_deleted_version_is_not_given_again(trained, alice, run):
+def test_the_number_of_a_deleted_version_is_not_reused(trained, alice, run):
     actions.delete_version(alice, trained, str(trained))
     registry_services.register_run_result(trained.run, read_result(trained.run.folder))
     assert trained.run.versions.get().number == trained.number + 1
 
 
-def test_a_version_is_offered_for_comparison_with_what_it_came_from_or_came_after(run):
+def test_a_version_is_compared_with_its_parent_or_predecessor_by_default(run):
     first, second = register_version(run), register_version(run, number=2)
     assert first.comparison_default is None
     assert second.comparison_default == first
@@ -298,14 +296,14 @@ def test_a_version_is_offered_for_comparison_with_what_it_came_from_or_came_afte
     assert other.comparison_default == first
 
 
-def test_who_may_only_look_reads_who_can_merge_it(client, people, run):
+def test_a_viewer_sees_who_can_merge_the_version(client, people, run):
     client.force_login(people["vera"])
     page = client.get(f"/adapters/{register_version(run).pk}").content.decode()
-    assert "Its owner, alice, can merge it" in page
-    assert "Push to a hub" not in page
+    assert "the owner, alice, can merge" in page
+    assert "Push to Hugging Face Hub" not in page
 
 
-def test_a_version_that_a_waiting_run_begins_with_is_not_deleted(alice, trained):
+def test_a_version_that_a_queued_run_starts_from_cannot_be_deleted(alice, trained):
     run = continue_training.continue_from(alice, trained)
     with raises_user_error(Conflict, naming=(f"Run {run.pk}", "Lights v1")):
         actions.delete_version(alice, trained, "Lights v1")
@@ -318,7 +316,7 @@ def test_a_run_from_a_version_has_no_trials(alice, trained):
         continue_training.continue_from(alice, trained, changes={"tuning_budget_fraction": 0.3})
 
 
-def test_a_kept_checkpoint_cost_its_share_of_the_runs_time(trained):
+def test_a_checkpoint_gets_its_share_of_the_device_time(trained):
     run, now = trained.run, timezone.now()
     Allocation.objects.filter(run_id=run.pk).delete()
     period = {"started_at": now - timedelta(seconds=100), "released_at": now}

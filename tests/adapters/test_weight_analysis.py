@@ -1,6 +1,4 @@
-"""How far versions move their base and how alike they are: read from files, equal to what the
-merged model says.
-"""
+"""Weight deltas and similarities of versions, read from their files and checked against merging."""
 
 import json
 
@@ -39,7 +37,7 @@ def save_adapter(folder, method, target, **more):
         ("llama", "full", {}),
     ],
 )
-def test_the_update_read_from_the_files_is_what_merging_adds(tmp_path, family, method, more):
+def test_deltas_read_from_files_equal_what_merging_adds(tmp_path, family, method, more):
     base = families.save_family_model(family, tmp_path / "base")
     folder = save_adapter(base, method, tmp_path / "adapter", **more)
     before = load_base(base, torch.float32, CPU).state_dict()
@@ -59,7 +57,7 @@ def test_the_update_read_from_the_files_is_what_merging_adds(tmp_path, family, m
     assert count >= 4
 
 
-def test_the_first_directions_are_those_of_the_singular_value_decomposition():
+def test_the_left_singular_vectors_are_those_of_the_svd():
     torch.manual_seed(0)
     up, down = torch.randn(40, 4), torch.randn(4, 30)
     true = torch.linalg.svd(up @ down)[0][:, :3]
@@ -71,7 +69,7 @@ def test_the_first_directions_are_those_of_the_singular_value_decomposition():
     assert WeightDelta(torch.zeros(40, 4), down).left_singular_vectors(3).shape[1] == 0
 
 
-def test_a_version_is_alike_to_itself_and_less_to_another(tmp_path):
+def test_a_version_has_similarity_1_to_itself_and_less_to_another(tmp_path):
     base = families.save_family_model("llama", tmp_path / "base")
     one = save_adapter(base, "lora", tmp_path / "one")
     other = save_adapter(base, "lora", tmp_path / "other", rank=4, alpha=8)
@@ -89,7 +87,7 @@ def test_a_version_is_alike_to_itself_and_less_to_another(tmp_path):
     assert {tuple(axes) for axes in result["layers"].values()} >= {(0, "q_proj"), (1, "down_proj")}
 
 
-def test_methods_that_change_no_weight_are_compared_by_what_comes_out(
+def test_methods_without_weight_deltas_are_compared_by_their_outputs(
     tmp_path, tiny_model, engine_here, monkeypatch
 ):
     runs = {}
@@ -117,7 +115,7 @@ def test_methods_that_change_no_weight_are_compared_by_what_comes_out(
     json.dumps(result)
 
 
-def test_cka_forgets_rotation_and_scale_and_knows_strangers():
+def test_cka_ignores_rotation_and_scale_and_is_low_for_unrelated_outputs():
     torch.manual_seed(0)
     x = torch.randn(200, 8)
     rotation = torch.linalg.qr(torch.randn(8, 8))[0]
@@ -126,14 +124,14 @@ def test_cka_forgets_rotation_and_scale_and_knows_strangers():
 
 
 def rename_tensors(base, change):
-    """The base's file with other names, as a hub may have them."""
+    """Rename the tensors in the base's file, as files on the Hub may have other names."""
     path = next(base.glob("*.safetensors"))
     save_file(
         {change(name): value for name, value in load_file(path).items()}, path, {"format": "pt"}
     )
 
 
-def test_a_hubs_gpt2_without_the_models_prefix_is_moved_as_much_as_with_it(tmp_path):
+def test_gpt2_files_without_the_prefix_give_the_same_deltas(tmp_path):
     base = families.save_family_model("gpt2", tmp_path / "base")
     folder = save_adapter(base, "lora", tmp_path / "adapter")
     members = [{"key": "1", "method": "lora", "base": str(base), "folder": str(folder)}]
@@ -150,7 +148,7 @@ def test_a_hubs_gpt2_without_the_models_prefix_is_moved_as_much_as_with_it(tmp_p
     assert before and all(before.values())
 
 
-def test_a_base_whose_files_lack_what_the_adapter_changes_is_an_error_and_no_empty_map(tmp_path):
+def test_a_base_without_the_changed_weights_is_an_error(tmp_path):
     base = families.save_family_model("llama", tmp_path / "base")
     folder = save_adapter(base, "lora", tmp_path / "adapter")
     rename_tensors(base, lambda name: name.replace("q_proj", "query"))
