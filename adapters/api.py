@@ -137,7 +137,7 @@ class PlaygroundIn(Schema):
     max_tokens: int = Field(200, ge=1, le=2048)
 
 
-class HeldOutPromptOut(Schema):
+class EvalPromptOut(Schema):
     messages: list[dict[str, str]]
     expected: str
     split: str
@@ -243,7 +243,7 @@ def read_adapter(request: AuthenticatedRequest, adapter_id: int) -> AdapterVersi
     return get_visible(AdapterVersion, request.user, adapter_id, "owner", "base_model")
 
 
-@router.get("/{int:adapter_id}/held-out", response=HeldOutPromptOut)
+@router.get("/{int:adapter_id}/held-out", response=EvalPromptOut)
 def read_held_out_prompt(request: AuthenticatedRequest, adapter_id: int) -> Any:
     """A random held-out prompt of this adapter's data, with its expected answer."""
     return views.get_held_out_prompt(request, adapter_id)

@@ -60,7 +60,7 @@ def show_adapter(request: AuthenticatedRequest, adapter_id: int) -> HttpResponse
         "team",
         "parent",
     )
-    mine = AdapterVersion.objects.changeable_by(request.user).filter(pk=version.pk).exists()
+    can_change = AdapterVersion.objects.changeable_by(request.user).filter(pk=version.pk).exists()
     changeable_deployments = Deployment.objects.changeable_by(request.user).select_related(
         "version", "canary"
     )[:MAX_SWITCHES]
@@ -69,7 +69,7 @@ def show_adapter(request: AuthenticatedRequest, adapter_id: int) -> HttpResponse
     )
     values = {
         "adapter": version,
-        "mine": mine,
+        "can_change": can_change,
         "lineage": actions.build_lineage(request.user, version),
         "siblings": siblings.order_by("number"),
         "deployed_as": actions.deployments_using(version),

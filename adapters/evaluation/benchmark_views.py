@@ -42,10 +42,10 @@ def new_benchmark(request: AuthenticatedRequest) -> HttpResponse:
 
 
 def get_form_context(request: AuthenticatedRequest) -> dict[str, Any]:
-    mine = Dataset.objects.visible_to(request.user).values("pk")
+    visible_datasets = Dataset.objects.visible_to(request.user).values("pk")
     return {
         "bases": BaseModel.objects.filter(state=ModelState.READY),
-        "datasets": DatasetVersion.objects.filter(dataset__in=mine)
+        "datasets": DatasetVersion.objects.filter(dataset__in=visible_datasets)
         .select_related("dataset")
         .order_by("-pk")[:MAX_CHOICES],
         "budget": benchmark.Budget(),
@@ -99,7 +99,7 @@ def show_benchmark(request: AuthenticatedRequest, sweep_id: int) -> HttpResponse
         "has_requested": jobs.exists(),
         "pending": pending,
         "is_changing": not is_over or pending,
-        "mine": Sweep.objects.changeable_by(request.user).filter(pk=sweep.pk).exists(),
+        "can_change": Sweep.objects.changeable_by(request.user).filter(pk=sweep.pk).exists(),
         "versions": [row.version for row in rows if row.version],
     }
     return render(

@@ -87,7 +87,7 @@ def run_answers(job: Job) -> dict[str, Any]:
     progress = {"message": "generating", "done": len(answered_rows), "total": len(prompts.rows)}
     save_progress(job, progress)
     for row_index, reply in generate_concurrently(
-        {place: prompts.rows[place] for place in missing_rows}, target_fields
+        {index: prompts.rows[index] for index in missing_rows}, target_fields
     ):
         if isinstance(reply, Reply):
             reply.prompts, reply.row, reply.version, reply.base_model = (

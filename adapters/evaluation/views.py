@@ -109,7 +109,7 @@ def parse_params(request: AuthenticatedRequest, form: QueryDict) -> ComparisonPa
 def compare_versions(request: AuthenticatedRequest) -> HttpResponse:
     params = parse_params(request, request.GET)
     replies = get_replies(params)
-    mine = {
+    visible_run_ids = {
         run.pk
         for run in Run.objects.visible_to(request.user).filter(
             pk__in=[version.run_id for version in params.versions]
@@ -121,7 +121,7 @@ def compare_versions(request: AuthenticatedRequest) -> HttpResponse:
     }
     values = {
         "params": params,
-        "chosen": [curves[pk] for pk in curves if pk in mine],
+        "chosen": [curves[pk] for pk in curves if pk in visible_run_ids],
         "settings": comparison.compare_settings(
             [get_comparison_settings(version) for version in params.versions]
         ),
@@ -135,7 +135,7 @@ def compare_versions(request: AuthenticatedRequest) -> HttpResponse:
             version.data.pk: version.data for version in params.versions if version.data
         }.values(),
         "default_count": DEFAULT_PROMPTS,
-        "mine": PromptSet.objects.changeable_by(request.user)
+        "can_change": PromptSet.objects.changeable_by(request.user)
         .filter(pk=params.prompts.pk if params.prompts else None)
         .exists(),
         "rates": votes.get_win_rates(params.pairs),

@@ -20,11 +20,11 @@ from training.people.requests import AuthenticatedRequest, async_chunks
 def show_exports(request: AuthenticatedRequest, adapter_id: int) -> HttpResponse:
     """The export card, which the page reloads while an export runs."""
     version = get_visible(AdapterVersion, request.user, adapter_id, "base_model")
-    mine = AdapterVersion.objects.changeable_by(request.user).filter(pk=version.pk).exists()
+    can_change = AdapterVersion.objects.changeable_by(request.user).filter(pk=version.pk).exists()
     return render(
         request,
         "adapters/_exports.html",
-        {"adapter": version, "mine": mine, **get_export_context(version)},
+        {"adapter": version, "can_change": can_change, **get_export_context(version)},
     )
 
 

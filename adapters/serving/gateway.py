@@ -67,7 +67,9 @@ async def proxy_request(request: Request, path: str) -> Response:
         return await proxied.forward(path)
     except inference_client.InferenceUnavailable as unavailable:
         await proxied.log_usage(failed=True)
-        raise HttpError(503, unavailable.message, kind="server_error", code="down") from unavailable
+        raise HttpError(
+            503, unavailable.message, kind="server_error", code="inference_unavailable"
+        ) from unavailable
 
 
 class ProxiedRequest:
@@ -159,7 +161,9 @@ class ProxiedRequest:
             is_complete = True
         except inference_client.InferenceUnavailable as unavailable:
             failed = True
-            error = error_body(unavailable.message, kind="server_error", code="down")
+            error = error_body(
+                unavailable.message, kind="server_error", code="inference_unavailable"
+            )
             yield f"data: {json.dumps(error)}\n\n"
         finally:
             if is_complete or failed:  # a disconnected client is not logged

@@ -42,7 +42,9 @@ def show_deployment(request: AuthenticatedRequest, name: str) -> HttpResponse:
     deployment = get_deployment(request, name)
     values = {
         **get_live_context(deployment),
-        "mine": Deployment.objects.changeable_by(request.user).filter(pk=deployment.pk).exists(),
+        "can_change": Deployment.objects.changeable_by(request.user)
+        .filter(pk=deployment.pk)
+        .exists(),
         "changes": deployment.changes.select_related("by", "version", "canary")[:MAX_HISTORY],
         "previous": services.find_previous_change(deployment),
         "versions": get_version_choices(request),

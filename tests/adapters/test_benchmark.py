@@ -160,7 +160,7 @@ def test_unfinished_runs_show_dashes_and_replies_cannot_be_requested(
     )
 
 
-def test_another_sweep_is_no_bakeoff(as_alice, alice, run):
+def test_another_sweep_is_not_a_benchmark(as_alice, alice, run):
     other = Sweep.objects.create(owner=alice, name="Grid", grid={"rank": [1, 2]})
     assert as_alice.get(f"/benchmarks/{other.pk}").status_code == 404
 

@@ -40,13 +40,13 @@ def versions(instance):
 def test_compare_two_versions_and_vote_blind(page, instance, versions):
     page.goto(f"{instance.address}/adapters")
     for seed in (1, 2):
-        page.get_by_label(f"Choose Lamps {seed} v1").check()
+        page.get_by_label(f"Select Lamps {seed} v1").check()
     page.get_by_role("button", name="Compare").click()
     expect(page.get_by_role("heading", name="Compare 2 versions")).to_be_visible()
     expect(
         page.locator("table[data-settings] tr:not([hidden])").filter(has_text="seed")
     ).to_be_visible()
-    page.get_by_role("button", name=re.compile("Ask up to")).click()
+    page.get_by_role("button", name=re.compile("Answer up to")).click()
     # Base and two versions, one row held out
     expect(page.locator(".reply")).to_have_count(3, timeout=150_000)
     expect(page.locator("[data-maps] > div")).to_have_count(2, timeout=150_000)
@@ -56,12 +56,12 @@ def test_compare_two_versions_and_vote_blind(page, instance, versions):
     page.get_by_label("Or paste prompts").fill(
         "turn on the hall lamp\nturn off the attic lamp\nis the porch dark"
     )
-    page.get_by_role("button", name="Ask base and versions").click()
+    page.get_by_role("button", name="Generate answers").click()
     expect(page.locator(".reply")).to_have_count(9, timeout=150_000)
     assert re.search(r"prompts=\d+", page.url)
     page.get_by_role("link", name="Vote blind").click()
     vote_count = 0
-    end = page.get_by_text(re.compile("All rows are voted on|Nothing to vote on"))
+    end = page.get_by_text(re.compile("You have voted on all rows|Nothing to vote on"))
     tie = page.get_by_role("button", name="0: Neither is better")
     while expect(tie.or_(end)).to_be_visible() or not end.count():
         expect(page.locator("main")).not_to_contain_text("Lamps 1")
@@ -99,7 +99,7 @@ def test_deploy_ask_switch_and_roll_back(page, instance, versions):
 
     attached = ask_deployment()
     expect(page.get_by_text("Merged into its base")).to_be_visible(timeout=150_000)
-    expect(page.get_by_text("answers are the same word for word")).to_be_visible()
+    expect(page.get_by_text("identical answers")).to_be_visible()
     assert ask_deployment() == attached
     expect(page.locator("#live tr").filter(has_text="Lamps 1 v1").locator("td").last).to_have_text(
         "2"
@@ -108,10 +108,10 @@ def test_deploy_ask_switch_and_roll_back(page, instance, versions):
     page.get_by_label("Version", exact=True).select_option(label="Lamps 2 v1")
     page.get_by_label("Weights").select_option("no")
     page.get_by_role("button", name="Switch", exact=True).click()
-    expect(page.get_by_text("lamps answers with Lamps 2 v1 now.")).to_be_visible()
+    expect(page.get_by_text("lamps now serves Lamps 2 v1.")).to_be_visible()
     other = ask_deployment()
     page.get_by_role("button", name="Roll back to Lamps 1 v1").click()
-    expect(page.get_by_text("lamps is back to Lamps 1 v1.")).to_be_visible()
+    expect(page.get_by_text("lamps was rolled back to Lamps 1 v1.")).to_be_visible()
     assert ask_deployment() == attached
     assert other
     page.goto(f"{instance.address}/adapters/{versions['Lamps 1']}")
@@ -119,12 +119,12 @@ def test_deploy_ask_switch_and_roll_back(page, instance, versions):
     page.get_by_label("Type Lamps 1 v1").fill("Lamps 1 v1")
     page.get_by_role("button", name="Delete", exact=True).click()
     expect(
-        page.get_by_text("Lamps 1 v1 answers as lamps; switch or take that down first.")
+        page.get_by_text("Lamps 1 v1 is deployed as lamps. Switch or delete the deployment first.")
     ).to_be_visible()
     page.console_errors.clear()  # the browser notes the 409
     page.goto(f"{instance.address}/deployments/lamps")
     page.get_by_label("Type lamps").fill("lamps")
-    page.get_by_role("button", name="Take it down").click()
-    expect(page.get_by_text("lamps is taken down")).to_be_visible()
+    page.get_by_role("button", name="Delete deployment").click()
+    expect(page.get_by_text("Deployment lamps was deleted")).to_be_visible()
     with pytest.raises(openai.NotFoundError):
         client.chat.completions.create(model="lamps", messages=[{"role": "user", "content": "x"}])

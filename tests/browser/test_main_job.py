@@ -49,9 +49,9 @@ def test_upload_train_watch_try_download(page, instance, tmp_path):
     assert page.evaluate(POINTS) == 12
 
     page.get_by_role("link", name="Try it").click()
-    page.get_by_role("button", name="Random held-out row").click()
+    page.get_by_role("button", name="Random held-out prompt").click()
     expect(page.locator("[data-expected-text]")).not_to_be_empty()
-    page.get_by_role("button", name="Ask both").click()
+    page.get_by_role("button", name="Send").click()
     for who in ("base", "adapter"):
         expect(page.locator(f"[data-who={who}] [data-speed]")).to_contain_text(
             "tokens/s", timeout=150_000
@@ -161,11 +161,11 @@ def test_a_dead_inference_program_is_reported_and_restarted(page, instance):
     with instance.without_restarts():
         instance.kill_processes("inference")
         page.get_by_label("Message").fill("hello")
-        page.get_by_role("button", name="Ask both").click()
-        expect(page.locator("[data-who=base]")).to_contain_text("The inference program is down")
+        page.get_by_role("button", name="Send").click()
+        expect(page.locator("[data-who=base]")).to_contain_text("The inference server is down")
     for _ in range(60):
         page.get_by_label("Message").fill("hello")
-        page.get_by_role("button", name="Ask both").click()
+        page.get_by_role("button", name="Send").click()
         expect(page.locator("[data-send]")).to_be_enabled(timeout=90_000)
         page.wait_for_timeout(1000)
         if "tokens/s" in page.locator("[data-who=base] [data-speed]").inner_text():

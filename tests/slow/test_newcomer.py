@@ -116,7 +116,7 @@ def test_from_an_empty_folder_to_an_adapter_that_answers_in_the_trained_form(run
 
         page.get_by_role("link", name="Try it").click()
         page.get_by_label("Message").fill("turn on the kitchen lamp")
-        page.get_by_role("button", name="Ask both").click()
+        page.get_by_role("button", name="Send").click()
         for who in ("base", "adapter"):
             expect(page.locator(f"[data-who={who}] [data-speed]")).to_contain_text(
                 "tokens/s", timeout=180_000
