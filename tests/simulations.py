@@ -1,6 +1,5 @@
-"""Memory estimators of the tests' models. Each takes seconds of simulated steps, so one answer
-serves all tests, processes and later sessions, until the engine or a library that it stands on
-changes.
+"""Memory estimators of the test models. Building one takes seconds, so each is cached for all
+tests, processes and later sessions until the engine or one of its libraries changes.
 """
 
 import hashlib
@@ -16,7 +15,7 @@ LIBRARIES = ("torch", "transformers", "peft", "bitsandbytes")
 
 
 def compute_digest():
-    """Of everything that an answer depends on besides the question."""
+    """A digest of everything besides the request that an estimator depends on."""
     hasher = hashlib.sha256(json.dumps([version(name) for name in LIBRARIES]).encode())
     for path in sorted((ROOT / "training" / "engine").rglob("*.py")):
         hasher.update(path.read_bytes())
@@ -27,8 +26,8 @@ FOLDER = ROOT / ".pytest_cache" / "simulations" / compute_digest()
 
 
 def simulate_request(request):
-    """As the simulation program answers, in this process. Files are named and written as the site
-    does it in SNAPML_HOME/memory_estimators, so a running instance can share the folder.
+    """Handle a request to the simulation program in this process. Cache files have the names and
+    the format of SNAPML_HOME/memory_estimators, so a running instance can share the folder.
     """
     from training.engine.simulation.forecast import handle_request
     from training.runs.forecast.memory_estimators import compute_cache_key

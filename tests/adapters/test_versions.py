@@ -174,7 +174,7 @@ def test_continued_training_cannot_change_the_shape_of_the_weights(alice, traine
 def test_start_weights_of_another_shape_fail_with_a_message(tiny_run, engine_here, trained):
     run = tiny_run(rank=2, start_weights=str(trained.folder))
     assert engine_here([str(run)]) != 0
-    assert "do not fit these settings" in read_result(run).message
+    assert "do not match these settings" in read_result(run).message
 
 
 def test_a_version_without_data_continues_with_other_data(alice, people, trained, data):

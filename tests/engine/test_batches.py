@@ -16,19 +16,19 @@ RNG = random.Random(3)
 LENGTHS = [RNG.randint(5, 60) for _ in range(1000)]
 
 
-def test_every_row_once_and_no_batch_over_its_budget_with_padding_counted():
+def test_batches_hold_every_row_once_within_the_token_budget_including_padding():
     batches = list_rows(build_epoch_batches(LENGTHS, make_config(256), 0))
     assert sorted(row for batch in batches for row in batch) == list(range(1000))
     assert all(len(batch) * max(LENGTHS[row] for row in batch) <= 256 for batch in batches)
 
 
-def test_neighbours_in_length_leave_little_padding():
+def test_sorting_by_length_leaves_little_padding():
     batches = list_rows(build_epoch_batches(LENGTHS, make_config(512), 0))
     padded_tokens = sum(len(batch) * max(LENGTHS[row] for row in batch) for batch in batches)
     assert sum(LENGTHS) / padded_tokens > 0.9
 
 
-def test_the_same_seed_gives_the_same_plan_and_another_epoch_another_one():
+def test_batches_depend_on_seed_and_epoch_only():
     assert build_epoch_batches(LENGTHS, make_config(256), 0) == build_epoch_batches(
         LENGTHS, make_config(256), 0
     )
@@ -40,14 +40,14 @@ def test_the_same_seed_gives_the_same_plan_and_another_epoch_another_one():
     )
 
 
-def test_most_steps_ends_the_plan_and_goes_through_the_data_again_if_need_be():
+def test_max_steps_limits_the_plan_and_repeats_the_data_if_needed():
     config = RunConfig(max_steps=7, max_tokens_per_batch=64, max_length=64, epochs=1)
     plan = plan_steps([32] * 6, config)
     assert plan.total_steps == 7
     assert plan.epochs == 3
 
 
-def test_accumulation_does_not_reach_over_an_epochs_edge():
+def test_gradient_accumulation_does_not_cross_epochs():
     config = RunConfig(
         epochs=2, gradient_accumulation_steps=2, max_tokens_per_batch=64, max_length=64
     )
@@ -55,11 +55,11 @@ def test_accumulation_does_not_reach_over_an_epochs_edge():
     assert [len(step) for step in plan.steps] == [2, 1, 2, 1]
 
 
-def test_a_row_longer_than_the_budget_stands_alone():
+def test_a_row_longer_than_the_budget_gets_its_own_batch():
     assert batch_sequences([(10, (0,)), (100, (1,))], make_config(60)) == [[(0,)], [(1,)]]
 
 
-def test_batches_may_be_counted_in_rows():
+def test_batches_can_be_measured_in_rows():
     batches = build_epoch_batches(
         LENGTHS, make_config(60, batch_unit="rows", per_device_train_batch_size=4), 0
     )
@@ -74,7 +74,7 @@ def test_packed_sequences_hold_every_row_once_and_are_nearly_full():
     assert sum(LENGTHS) / (128 * len(sequences)) > 0.95
 
 
-def test_parts_of_a_batch_leave_every_row_in_its_step():
+def test_splitting_batches_keeps_every_row_in_its_step():
     unsplit = plan_steps(LENGTHS, make_config(512, gradient_accumulation_steps=2))
     split = plan_steps(
         LENGTHS, make_config(512, gradient_accumulation_steps=2, micro_batch_splits=3)

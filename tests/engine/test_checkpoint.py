@@ -27,7 +27,7 @@ def saver(tmp_path):
     return save_step
 
 
-def test_the_newest_whole_one_is_found_and_damaged_ones_passed_over(tmp_path, saver):
+def test_the_latest_valid_checkpoint_is_found_and_damaged_ones_are_skipped(tmp_path, saver):
     saver(10)
     saver(20)
     damaged = saver(30)
@@ -35,13 +35,13 @@ def test_the_newest_whole_one_is_found_and_damaged_ones_passed_over(tmp_path, sa
     assert checkpoint.find_latest_valid(tmp_path).name == "step-00000020"
 
 
-def test_one_byte_changed_is_seen_by_its_hash(tmp_path, saver):
+def test_a_changed_file_makes_a_checkpoint_invalid(tmp_path, saver):
     folder = saver(1)
     (folder / "config.json").write_text("[]")
     assert not checkpoint.is_valid(folder)
 
 
-def test_one_without_its_manifest_does_not_count(tmp_path, saver):
+def test_a_checkpoint_without_a_manifest_is_ignored(tmp_path, saver):
     (saver(1) / "manifest.json").unlink()
     assert checkpoint.find_latest_valid(tmp_path) is None
 
@@ -56,7 +56,7 @@ def test_a_full_disk_leaves_nothing_behind(tmp_path, saver, monkeypatch):
     assert list((tmp_path / "checkpoints").iterdir()) == []
 
 
-def test_what_a_killed_engine_left_half_written_is_swept(tmp_path, saver):
+def test_partial_checkpoints_of_a_killed_engine_are_removed(tmp_path, saver):
     leftover = tmp_path / "checkpoints" / ".tmp-3-999"
     leftover.mkdir(parents=True)
     (leftover / "state.json").write_text("{")
@@ -64,7 +64,7 @@ def test_what_a_killed_engine_left_half_written_is_swept(tmp_path, saver):
     assert not leftover.exists()
 
 
-def test_two_are_kept_and_the_best(tmp_path, saver):
+def test_the_two_newest_checkpoints_and_the_best_one_are_kept(tmp_path, saver):
     for step in (1, 2, 3, 4):
         saver(step)
         checkpoint.prune_checkpoints(tmp_path, best_step=1)
@@ -72,7 +72,7 @@ def test_two_are_kept_and_the_best(tmp_path, saver):
     assert names == ["step-00000001", "step-00000003", "step-00000004"]
 
 
-def test_nothing_in_it_is_pickled(tmp_path, saver):
+def test_a_checkpoint_has_no_pickled_files(tmp_path, saver):
     assert {path.suffix for path in saver(1).iterdir()} == {".json", ".safetensors"}
 
 

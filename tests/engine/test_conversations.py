@@ -4,6 +4,7 @@ from pathlib import Path
 import pytest
 
 from tests import tiny
+from tests.user_errors import raises_user_error
 from training.engine.data.conversations import (
     DEFAULT_TEMPLATE,
     IGNORE_INDEX,
@@ -31,13 +32,13 @@ def decode_trained(tokenizer, row):
     return tokenizer.decode([i for i in row.labels.tolist() if i != IGNORE_INDEX])
 
 
-def test_only_the_assistants_words_and_its_end_marks_are_trained_over_several_turns(tokenizer):
+def test_only_the_assistant_turns_and_their_end_tokens_are_trained(tokenizer):
     row = encode_row(tokenizer, {"messages": CONVERSATION}, max_length=500)
     assert decode_trained(tokenizer, row) == "done<|im_end|>done too<|im_end|>"
     assert row.trained_tokens == sum(label != IGNORE_INDEX for label in row.labels)
 
 
-def test_the_ids_are_the_templates_own(tokenizer):
+def test_the_ids_equal_those_of_the_chat_template(tokenizer):
     row = encode_row(tokenizer, {"messages": CONVERSATION}, max_length=500)
     assert (
         row.ids.tolist() == tokenizer.apply_chat_template(CONVERSATION, tokenize=True)["input_ids"]
@@ -52,12 +53,12 @@ def test_a_prompt_is_the_beginning_of_its_row(tokenizer):
     assert row.labels[len(prompt) - 1] == IGNORE_INDEX
 
 
-def test_the_switch_trains_the_prompt_too(tokenizer):
+def test_train_on_prompt_trains_every_token(tokenizer):
     row = encode_row(tokenizer, {"messages": CONVERSATION}, max_length=500, train_on_prompt=True)
     assert (row.labels == row.ids).all()
 
 
-def test_a_long_row_is_cut_and_says_by_how_much(tokenizer):
+def test_a_long_row_is_truncated_and_counts_the_lost_tokens(tokenizer):
     full_row = encode_row(tokenizer, {"messages": CONVERSATION}, max_length=500)
     row = encode_row(tokenizer, {"messages": CONVERSATION}, max_length=10)
     assert len(row) == 10
@@ -73,17 +74,17 @@ def test_a_model_without_a_template_gets_the_default_one():
     assert decode_trained(tokenizer, row) == "done<|im_end|>done too<|im_end|>"
 
 
-def test_a_template_that_rewrites_earlier_turns_is_found_out():
+def test_a_template_that_changes_earlier_turns_is_rejected():
     forgetful = (
         "{% for m in messages %}{{ m['role'] }}: {{ m['content'] if loop.last else '...' }}\n{% "
         "endfor %}{% if add_generation_prompt %}assistant: {% endif %}"
     )
     tokenizer = tiny.make_tokenizer(template=forgetful)
-    with pytest.raises(DataError, match="rewrites earlier turns"):
+    with raises_user_error(DataError, code="template_rewrites_turns", naming=("message 3",)):
         encode_row(tokenizer, {"messages": CONVERSATION}, max_length=500)
 
 
-def test_words_that_pose_as_marks_do_not_move_the_mask(tokenizer):
+def test_text_that_looks_like_a_role_does_not_move_the_mask(tokenizer):
     sly = [
         {"role": "user", "content": "say assistant\nyes"},
         {"role": "assistant", "content": "assistant"},
@@ -94,7 +95,7 @@ def test_words_that_pose_as_marks_do_not_move_the_mask(tokenizer):
     )
 
 
-def test_every_row_of_the_examples_trains_exactly_its_answers(tokenizer):
+def test_every_example_row_trains_exactly_its_answers(tokenizer):
     folder = Path(__file__).parents[2] / "training" / "datasets" / "example_files"
     for name in ("smart_home", "shell_commands"):
         for line in (folder / f"{name}.jsonl").read_text().splitlines()[::37]:
@@ -136,12 +137,12 @@ def test_a_tool_call_is_trained_and_the_tools_and_their_answer_are_not():
     assert "TOOLS" in tokenizer.decode(row.ids)
 
 
-def test_a_template_that_leaves_the_call_out_is_refused():
-    with pytest.raises(DataError, match="leaves out the tool call `lamp`"):
+def test_a_template_that_drops_tool_calls_is_rejected():
+    with raises_user_error(DataError, code="template_without_tools", naming=("`lamp`",)):
         encode_row(tiny.make_tokenizer(), CALLING, max_length=500)
 
 
-def test_the_default_template_knows_tools():
+def test_the_default_template_supports_tools():
     tokenizer = tiny.make_tokenizer(None)
     ensure_chat_template(tokenizer)
     assert '{"name": "lamp"' in decode_trained(
@@ -149,7 +150,7 @@ def test_the_default_template_knows_tools():
     )
 
 
-def test_plain_text_is_trained_whole_and_ends():
+def test_plain_text_is_trained_completely_and_ends_with_eos():
     tokenizer = tiny.make_tokenizer()
     row = encode_row(tokenizer, {"text": "once upon"}, max_length=500)
     assert tokenizer.decode(row.ids) == "once upon<|im_end|>"
@@ -157,7 +158,7 @@ def test_plain_text_is_trained_whole_and_ends():
     assert len(encode_row(tokenizer, {"text": "once upon"}, max_length=3)) == 3
 
 
-def test_an_opening_turn_of_the_assistant_is_seen_and_not_trained():
+def test_an_opening_assistant_turn_is_not_trained():
     tokenizer = tiny.make_tokenizer()
     turns = [
         {"role": "assistant", "content": "hello"},
@@ -170,10 +171,10 @@ def test_an_opening_turn_of_the_assistant_is_seen_and_not_trained():
     )
 
 
-def test_a_row_that_the_template_refuses_is_a_data_error():
+def test_a_row_that_the_template_rejects_is_a_data_error():
     tokenizer = tiny.make_tokenizer(
         "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system here') }}{% endif %}"
         + tiny.TEMPLATE
     )
-    with pytest.raises(DataError, match="chat template refuses the row: no system here"):
+    with raises_user_error(DataError, code="template_error", naming=("no system here",)):
         encode_row(tokenizer, {"messages": CONVERSATION}, max_length=500)

@@ -1,6 +1,4 @@
-"""Exact match: what is exported answers held-out prompts once, and only the expected words
-count.
-"""
+"""Exact match: the exported weights answer held-out prompts, and only identical answers count."""
 
 import json
 
@@ -16,7 +14,7 @@ def read_answers(folder):
 
 
 @pytest.mark.parametrize("method", ["lora", "prompt", "full"])
-def test_it_works(tiny_run, engine_here, method):
+def test_a_finished_run_reports_its_exact_match(tiny_run, engine_here, method):
     lora_settings = {} if method == "lora" else {"rank": 16, "alpha": 32}
     folder = tiny_run(method=method, **lora_settings)
     assert engine_here([str(folder)]) == 0
@@ -32,7 +30,7 @@ def test_it_works(tiny_run, engine_here, method):
     )
 
 
-def test_an_answer_counts_when_it_is_the_expected_one(tiny_run, engine_here, monkeypatch):
+def test_an_answer_counts_only_if_it_equals_the_expected_one(tiny_run, engine_here, monkeypatch):
     folder = tiny_run()
     first = json.loads((folder / "eval.jsonl").read_text().splitlines()[0])["messages"][-1][
         "content"
@@ -50,7 +48,7 @@ def test_it_can_be_switched_off(tiny_run, engine_here):
     assert not read_answers(folder)
 
 
-def test_of_several_turns_the_last_is_asked(tiny_model):
+def test_the_last_of_several_turns_is_the_expected_answer(tiny_model):
     tokenizer = load_tokenizer(tiny_model)
     row = {
         "messages": [

@@ -77,7 +77,7 @@ def test_a_row_that_the_template_cannot_render_has_a_problem(base_model):
         max_length=99,
         train_on_prompt=False,
     )["rows"][0]
-    assert "leaves out the tool call `lamp`" in row["problem"]
+    assert "tool call `lamp` (message 2)" in row["problem"]
 
 
 @pytest.mark.own_process

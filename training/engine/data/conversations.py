@@ -1,10 +1,10 @@
-"""Rows of a data file -> token ids and labels. It knows neither batches nor the model, only a
-tokenizer.
+"""Convert the rows of a data file to token ids and labels. It needs a tokenizer, but no model and
+no batches.
 
-A row is `{"messages": [{"role", "content"}, ...]}`, with the `tools` that it may call, or `{"text":
-...}`. Of a conversation the assistant's words and the mark that ends its turn are trained; all else
-is masked with IGNORED, unless the prompt is to be learned too. Plain text is trained whole, without
-a template.
+A row is `{"messages": [{"role", "content"}, ...]}`, optionally with `tools`, or `{"text": ...}`. In
+a conversation the assistant's tokens and the end-of-turn token are trained; all others are masked
+with IGNORE_INDEX, unless `train_on_prompt` is set. Plain text is trained completely, without a
+template.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from numpy.typing import NDArray
 
 from training.errors import UserError
 
-IGNORE_INDEX = -100  # torch's cross entropy leaves this label out
+IGNORE_INDEX = -100  # torch's cross entropy ignores this label
 
-# For models that bring no chat template: plain words, so that no token has to be added to the
+# For models without a chat template. It uses plain text only, so it adds no token to the
 # vocabulary.
 DEFAULT_TEMPLATE = (
     "{% if tools %}{{ '### Tools:\n' + tools | tojson + '\n\n' }}{% endif %}{% for message in "
@@ -38,29 +38,29 @@ Row = dict[str, Any]
 
 
 class DataError(UserError):
-    """The data cannot be trained on with this model."""
+    """The data cannot be used to train this model."""
 
 
 @dataclass(frozen=True)
 class EncodedRow:
-    """One conversation as the model sees it: `ids` and `labels`, both int64 of shape (tokens,)."""
+    """One row as the model sees it: `ids` and `labels`, both int64 of shape (tokens,)."""
 
     ids: NDArray[np.int64]
     labels: NDArray[np.int64]
-    truncated_tokens: int = 0  # tokens lost to max_length
+    truncated_tokens: int = 0  # Tokens beyond max_length
 
     def __len__(self) -> int:
         return len(self.ids)
 
     @property
     def trained_tokens(self) -> int:
-        """Tokens with a loss. The first token is never predicted."""
+        """Number of tokens with a loss. The first token is never predicted."""
         return int((self.labels[1:] != IGNORE_INDEX).sum())
 
 
 def load_tokenizer(folder: Path) -> Any:
-    """The tokenizer of a model folder; needs no torch. One without a mark for padding pads with its
-    end of text.
+    """Load the tokenizer of a model folder, without torch. If it has no padding token, its
+    end-of-text token is used.
     """
     from transformers import AutoTokenizer
 
@@ -78,7 +78,7 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
 
 
 def ensure_chat_template(tokenizer: Any) -> str:
-    """Make sure that the tokenizer has a chat template; says which one: `model` or `default`."""
+    """Set DEFAULT_TEMPLATE if the tokenizer has no chat template. Returns `model` or `default`."""
     if tokenizer.chat_template:
         return "model"
     tokenizer.chat_template = DEFAULT_TEMPLATE
@@ -92,11 +92,11 @@ def render_messages(
     message_count: int | None = None,
     add_generation_prompt: bool = False,
 ) -> str:
-    """The text of a row's first `upto` messages; `add_generation_prompt` opens an assistant's turn at its end.
+    """Render the first `message_count` messages with the chat template. `add_generation_prompt`
+    opens an assistant turn at the end.
 
     Raises:
-        DataError: the template does not take such a row (Gemma's, for one, knows no system
-            message).
+        DataError: the template rejects the row. For example, Gemma's has no system message.
     """
     messages, tools = row["messages"][:message_count], row.get("tools")
     try:
@@ -107,29 +107,29 @@ def render_messages(
         )
     except (TemplateError, TypeError, ValueError, KeyError) as error:
         raise DataError(
-            "This model's chat template refuses the row: "
-            f"{str(error)[:200] or type(error).__name__}."
+            "The model's chat template rejects this row: "
+            f"{str(error)[:200] or type(error).__name__}.",
+            code="template_error",
         ) from error
 
 
 def encode_prompt(tokenizer: Any, row: Row, message_count: int | None = None) -> list[int]:
-    """Token ids that ask the model for the assistant's turn after the first `upto` messages (after
-    all of them if None).
+    """Token ids of the first `message_count` messages (all if None) and the opening of the
+    assistant turn that follows.
     """
     text = render_messages(tokenizer, row, message_count=message_count, add_generation_prompt=True)
     return list(tokenizer(text, add_special_tokens=False)["input_ids"])
 
 
 def find_assistant_spans(tokenizer: Any, row: Row) -> tuple[str, list[tuple[int, int]]]:
-    """The whole text, and for every assistant turn the characters [start, end) that it adds to its
-    prompt.
+    """The text of the row, and the character span [start, end) of every assistant turn in it.
 
-    A span runs through the end-of-turn mark and not through the blank space after it, which is
-    never generated. An opening turn of the assistant answers nothing, so it has no span.
+    A span includes the end-of-turn token, but not the whitespace after it, which is never
+    generated. An assistant turn that opens the conversation has no prompt, so it has no span.
 
     Raises:
-        DataError: the template writes earlier turns differently once later ones follow, so that no
-            span can be told; or it leaves out the tool calls that are to be learned.
+        DataError: the template renders earlier turns differently when later ones follow, so the
+            spans are unknown; or it drops the tool calls that should be trained.
     """
     text = render_messages(tokenizer, row)
     spans = []
@@ -144,9 +144,10 @@ def find_assistant_spans(tokenizer: Any, row: Row) -> tuple[str, list[tuple[int,
             and len(answered) > len(prompt)
         ):
             raise DataError(
-                f"This model's chat template rewrites earlier turns (seen at message {index + 1}), "
-                "so the answers cannot be told from the prompt. Keep one answer per row, or "
-                "switch on train_on_prompt."
+                f"The model's chat template changes earlier turns (at message {index + 1}), so the "
+                "answers cannot be separated from the prompt. Keep one answer per row, or set "
+                "train_on_prompt.",
+                code="template_rewrites_turns",
             )
         span = (len(prompt), len(answered.rstrip()))
         check_tool_calls(message, text[slice(*span)], index)
@@ -155,27 +156,30 @@ def find_assistant_spans(tokenizer: Any, row: Row) -> tuple[str, list[tuple[int,
 
 
 def check_tool_calls(message: Message, rendered: str, index: int) -> None:
-    """Raises DataError: the template knows no tools, so the call would be trained as an empty
-    answer.
+    """Check that the rendered turn has the message's tool calls.
+
+    Raises:
+        DataError: the template drops them, so an empty answer would be trained.
     """
     for call in message.get("tool_calls", ()):
         name = call["function"]["name"]
         if name not in rendered:
             raise DataError(
-                f"This model's chat template leaves out the tool call `{name[:80]}` (message "
-                f"{index + 1}); it cannot be learned. Choose a model whose template knows tools, "
-                "or write the call as the assistant's text."
+                f"The model's chat template drops the tool call `{name[:80]}` (message "
+                f"{index + 1}), so it cannot be trained. Use a model whose template supports "
+                "tools, or write the call as text of the assistant.",
+                code="template_without_tools",
             )
 
 
 def encode_row(
     tokenizer: Any, row: Row, *, max_length: int, train_on_prompt: bool = False
 ) -> EncodedRow:
-    """Ids and labels of one row, cut off at `max_length` tokens.
+    """Ids and labels of one row, truncated at `max_length` tokens.
 
-    A token is trained if it begins inside an assistant's span. Tokens come from the whole text in
-    one go, as in generation. Plain text begins with the tokenizer's first token, where it has one,
-    and ends with its last.
+    A token is trained if it starts inside an assistant span. The complete text is tokenized at
+    once, as in generation. Plain text gets the tokenizer's BOS token, if it adds one, and its EOS
+    token.
     """
     if "text" in row:
         ids = np.asarray(
@@ -209,7 +213,7 @@ def encode_row(
 
 
 def get_bos_ids(tokenizer: Any) -> list[int]:
-    """What the tokenizer itself puts before a text: nothing, or its beginning-of-text token."""
+    """The BOS token that the tokenizer puts before a text, or an empty list."""
     ids = list(tokenizer("")["input_ids"])
     return ids[:1] if ids and ids[0] == tokenizer.bos_token_id else []
 
@@ -220,10 +224,10 @@ def encode_rows(
     """Encode all rows in order.
 
     Raises:
-        DataError: with the number of the row.
+        DataError: a row cannot be encoded; the message starts with its number.
     """
     for number, row in enumerate(rows, start=1):
         try:
             yield encode_row(tokenizer, row, max_length=max_length, train_on_prompt=train_on_prompt)
         except DataError as error:
-            raise DataError(f"row {number}: {error.message}") from error
+            raise DataError(f"row {number}: {error.message}", code=error.code) from error

@@ -1,5 +1,5 @@
-"""The sizes and the behaviour of bitsandbytes' 4-bit layers and 8-bit optimizer states, without
-their bytes.
+"""Stand-ins for bitsandbytes' 4-bit layers and 8-bit optimizer states that need the same memory but
+hold no data.
 """
 
 from __future__ import annotations
@@ -14,17 +14,18 @@ BLOCK_8BIT, MIN_8BIT_SIZE = 256, 4096
 
 
 def count_nf4_overhead(numel: int) -> int:
-    """Bytes beside the packed 4 bits: the code, 8-bit block scales, and their scales, code and
-    offset (double quantisation).
+    """Bytes besides the packed 4-bit weights: the code, the 8-bit block scales, and the scales,
+    code and offset of those (double quantization).
     """
     blocks = -(-numel // NF4_BLOCK)
     return 64 + blocks + 4 * -(-blocks // ABSMAX_BLOCK) + 1024 + 4
 
 
 def optimizer_8bit_workspace(parameter: Tensor) -> int:
-    """Bytes that bitsandbytes' step on a CPU takes for a moment: both states, the gradient, and the
-    root of the second moment twice, in fp32, and the weight where it is no fp32
-    (bitsandbytes/backends/cpu/ops.py). Small tensors keep 32-bit states.
+    """Temporary bytes of bitsandbytes' optimizer step on a CPU (bitsandbytes/backends/cpu/ops.py).
+
+    It holds fp32 copies of both states, the gradient, twice the root of the second moment, and the
+    weight if it is not fp32. Small tensors keep 32-bit states and need no copies.
     """
     if parameter.numel() < MIN_8BIT_SIZE:
         return 0
@@ -32,8 +33,8 @@ def optimizer_8bit_workspace(parameter: Tensor) -> int:
 
 
 class _MatMul4Bit(torch.autograd.Function):
-    """bitsandbytes' product with a 4-bit weight: the weight is dequantised for as long as the
-    product takes, both ways.
+    """bitsandbytes' product with a 4-bit weight. Forward and backward each dequantize the weight
+    temporarily.
     """
 
     @staticmethod
@@ -48,20 +49,22 @@ class _MatMul4Bit(torch.autograd.Function):
 
 
 def replace_with_4bit_layers(model: Any, dtype: torch.dtype) -> None:
-    """Put layers of the size and behaviour of bitsandbytes' Linear4bit in place of every linear
-    layer but the output.
+    """Replace every linear layer except the output by a layer with the size and behavior of
+    bitsandbytes' Linear4bit.
     """
     import bitsandbytes
     from transformers.pytorch_utils import Conv1D
 
-    class FakeLinear4bit(bitsandbytes.nn.Linear4bit):  # type: ignore[misc] # PEFT asks for the class
+    # PEFT checks for this class, so the stand-in inherits from it
+    class FakeLinear4bit(bitsandbytes.nn.Linear4bit):  # type: ignore[misc]
         def __init__(self, inputs: int, outputs: int, bias: nn.Parameter | None) -> None:
             nn.Module.__init__(self)
             self.in_features, self.out_features, self.compute_dtype = inputs, outputs, dtype
             self.weight = nn.Parameter(
                 torch.empty(-(-inputs * outputs // 2), 1, dtype=torch.uint8), requires_grad=False
             )
-            self.weight.compress_statistics, self.weight.quant_type = True, "nf4"  # type: ignore[attr-defined]
+            self.weight.compress_statistics = True  # type: ignore[attr-defined]
+            self.weight.quant_type = "nf4"  # type: ignore[attr-defined]
             self.register_buffer(
                 "extra", torch.empty(count_nf4_overhead(inputs * outputs), dtype=torch.uint8)
             )
@@ -88,7 +91,7 @@ def replace_with_4bit_layers(model: Any, dtype: torch.dtype) -> None:
 
 
 def adamw8bit_state_bytes(numel: int) -> int:
-    """AdamW's state of a tensor in 8 bits: two moments, their block scales; small tensors keep fp32
-    (bitsandbytes 0.50).
+    """Bytes of AdamW's 8-bit state of a tensor: two moments and their block scales. Small tensors
+    keep fp32 states (bitsandbytes 0.50).
     """
     return 2 * numel + 8 * -(-numel // BLOCK_8BIT) if numel >= MIN_8BIT_SIZE else 8 * numel

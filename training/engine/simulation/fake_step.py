@@ -1,9 +1,9 @@
-"""One true training step on fake tensors: the model, technique, loss and optimizer that a run uses,
-without weights.
+"""A complete training step on fake tensors: the model, method, loss and optimizer of a run, without
+weights.
 
-Shallow models suffice: without padding every stretch of a step is affine in layers, batch, length,
-trained positions and the technique's size (training/engine/memory_estimator.py), so a few of them
-tell the whole.
+Shallow models are enough. Without padding, the memory of each phase of a step is affine in layers,
+batch, length, trained positions and the method's size (training/engine/memory_estimator.py), so a
+few simulated steps determine the estimator.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ from training.engine.simulation.storage_tracker import StorageTracker
 
 
 def convert_to_fake(model: nn.Module) -> None:
-    """Every parameter and buffer of a model on `meta` becomes a fake CPU tensor; what was tied
-    stays tied.
+    """Replace every parameter and buffer of a model on `meta` by a fake CPU tensor. Tied tensors
+    stay tied.
     """
     fakes: dict[int, Tensor] = {}
     for module in model.modules():
@@ -56,8 +56,11 @@ def convert_to_fake(model: nn.Module) -> None:
 
 
 class SimulatedStep:
-    """A model of `layers` layers, wrapped and ready; `step(shape)` tells what is alive at every
-    moment of a step.
+    """A wrapped fake model of `layers` layers. `run_step(shape)` returns the live bytes after every
+    operator of a training step.
+
+    Hooks on layers, logits and gradients tell the StorageTracker which phase the step is in. The
+    fake tensor mode is active from construction until `close`, which the creator must call.
     """
 
     def __init__(
@@ -117,13 +120,15 @@ class SimulatedStep:
         return f"eval {phase}" if self.is_measuring else phase
 
     def enter_forward_phase(self, phase: str) -> None:
-        """Not when gradient checkpointing computes a layer again on the way back."""
+        """Enter a forward phase, unless gradient checkpointing is recomputing the layer in the
+        backward pass.
+        """
         if self.is_forward:
             self.tracker.enter_phase(self.phase_name(f"forward {phase}"), "activations")
 
     def hook_layers(self, layers: int) -> None:
-        """Backward goes through the stretches loss, projection, top layer, layers between, bottom
-        layer, embeddings.
+        """Hook the layers so that the backward pass has the phases loss, projection, top layer,
+        layers between, bottom layer, embeddings.
         """
         blocks = next(
             m for m in self.model.modules() if isinstance(m, nn.ModuleList) and len(m) == layers
@@ -132,7 +137,9 @@ class SimulatedStep:
         for index, block in enumerate(blocks):
             name = names.get(index, "between")
             block.register_forward_pre_hook(lambda *_, name=name: self.enter_forward_phase(name))
-            block.register_forward_pre_hook(lambda *_, name=name: setattr(self, "block", name))
+            block.register_forward_pre_hook(
+                lambda *_, name=name: setattr(self, "current_block", name)
+            )
             block.register_forward_hook(
                 lambda _m, _a, out, name=name: self.hook_gradient(out, f"backward {name}")
             )
@@ -141,8 +148,8 @@ class SimulatedStep:
         )
 
     def compute_attention(self, module: Any, query: Tensor, *args: Any, **kwargs: Any) -> Any:
-        """By torch's kernel, whatever runs take here; its way back is a stretch of its own
-        (memory_estimator.attention_bytes).
+        """Attention with torch's kernel, even where a run uses short_attention.py. Its backward
+        pass is a phase of its own; memory_estimator.count_attention_bytes adds the difference.
         """
         from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
@@ -157,7 +164,7 @@ class SimulatedStep:
             tensor.register_hook(lambda _grad: self.tracker.enter_phase(phase, "temporary"))
 
     def init_optimizer_state(self, trained_parameters: list[nn.Parameter]) -> None:
-        """The optimizer's state as it is from the second step on."""
+        """Create the optimizer's state as it is from the second step on."""
         if self.optimizer is None:
             self.optimizer_state = [
                 torch.empty(adamw8bit_state_bytes(p.numel()), dtype=torch.uint8)
@@ -173,8 +180,8 @@ class SimulatedStep:
             self.tracker.relabel_tensors(self.optimizer.state[parameter].values(), "optimizer")
 
     def run_step(self, shape: BatchShape) -> dict[str, list[tuple[int, ...]]]:
-        """Bytes by kind at every moment of every stretch, for a batch of this shape; those of a
-        measurement begin with `eval`.
+        """Run a training step and an evaluation of a batch of this shape. Returns, for each phase,
+        bytes by kind after every operator. Phases of the evaluation start with `eval`.
         """
         self.tracker.reset_snapshots()
         ids = torch.zeros(shape.rows, shape.length, dtype=torch.long)
@@ -193,7 +200,7 @@ class SimulatedStep:
         torch.nn.utils.clip_grad_norm_(trained_parameters, 1.0, error_if_nonfinite=False)
         if self.optimizer is not None:
             self.optimizer.step()
-        elif self.tracker.device == "cpu":  # on CUDA one kernel does it in place
+        elif self.tracker.device == "cpu":  # On CUDA one kernel works in place
             for parameter in trained_parameters:
                 torch.empty(optimizer_8bit_workspace(parameter), dtype=torch.uint8)
         for parameter in trained_parameters:
@@ -217,8 +224,8 @@ class SimulatedStep:
 
 
 class FixedLabels:
-    """Where the trained positions of a batch are: their number decides, not their places, and fake
-    tensors have no values.
+    """Labels of a fake batch. Only the number of trained positions matters, because fake tensors
+    have no values.
     """
 
     def __init__(self, shape: BatchShape) -> None:
@@ -227,8 +234,8 @@ class FixedLabels:
 
 
 def with_layers(model_config: Any, layers: int) -> Any:
-    """The model's config with fewer layers; of models with a pattern of layer kinds, its first
-    ones.
+    """A copy of the model's config with fewer layers. If it lists layer types, the first ones are
+    kept.
     """
     reduced = copy.deepcopy(model_config)
     text_config = reduced.get_text_config()
@@ -240,8 +247,10 @@ def with_layers(model_config: Any, layers: int) -> Any:
 
 
 def without_attention_dropout(model_config: Any) -> Any:
-    """CUDA's attention kernels drop out on the fly; the CPU's, on which we simulate, would keep a
-    matrix of all pairs for it.
+    """A copy of the model's config without attention dropout.
+
+    CUDA's attention kernels apply dropout without storing a mask. The CPU kernel that is simulated
+    would store a matrix of all token pairs.
     """
     changed = copy.deepcopy(model_config)
     for config in (changed, changed.get_text_config()):
@@ -253,8 +262,8 @@ def without_attention_dropout(model_config: Any) -> Any:
 
 @contextmanager
 def patch_packing_detection(*, is_packed: bool) -> Iterator[None]:
-    """transformers looks at position ids' values to find packed rows; fake ones have none, so it is
-    told.
+    """Replace transformers' detection of packed rows, which reads the values of position ids: fake
+    tensors have no values.
     """
 
     def fake_detection(position_ids: Tensor) -> Tensor | None:

@@ -1,9 +1,10 @@
-"""`python -m training.engine.simulation`: memory laws of runs, without weights. A JSON request a
-line in, an answer a line out.
+"""`python -m training.engine.simulation.forecast`: fit memory estimators of runs, without weights.
 
-A request is {"model": a config.json's folder, "settings": of a run, "device": "cpu", "cpu_fp32" (it
-has no bf16) or "cuda"}; the answer is a law as memory_estimator.py reads it, or {"error": words}.
-The program stays for the next line: imports take 5 s, a law 5 s.
+It reads one JSON request per line and writes one JSON response per line. A request is {"model":
+folder of a config.json, "settings": of a run, "device": "cpu", "cpu_fp32" (no bf16 support) or
+"cuda"}. The response is an estimator in the format of memory_estimator.py, or {"error": message}.
+The process waits for more requests until it is idle for IDLE_TIMEOUT seconds: imports take 5 s, an
+estimator another 5 s.
 """
 
 from __future__ import annotations
@@ -39,16 +40,16 @@ with fast_imports():
     from training.engine.modeling.model import choose_precision
     from training.engine.simulation.fake_step import SimulatedStep, load_model_config
 
-# Address space, CUDA's libraries included: a config.json is anybody's
+# Limit of the address space, including CUDA's libraries: a config.json may ask for any size
 MAX_MEMORY_BYTES = 16 * 2**30
-IDLE_TIMEOUT = 600  # then the program ends, and its 600 MB with it
+IDLE_TIMEOUT = 600  # Seconds; then the process ends and frees its 600 MB
 
 
 def build_estimator(folder: Path, config: RunConfig, device: str) -> MemoryEstimator:
-    """Simulate shallow models of two depths and sizes and fit their law.
+    """Simulate shallow models of two depths and two sizes and fit an estimator to them.
 
     Raises:
-        UserError: the technique or a setting does not fit the model.
+        UserError: the method or a setting does not work with the model.
     """
     model_config = load_model_config(folder)
     text_config = model_config.get_text_config()
@@ -85,7 +86,8 @@ def build_estimator(folder: Path, config: RunConfig, device: str) -> MemoryEstim
                 device=device,
             )
             try:
-                # A first measuring has 9 moments after its layers, every later one 12
+                # The first evaluation has 9 snapshots after its layers, later ones have 12, so the
+                # first step is not a sample
                 simulated.run_step(shapes[0])
                 for shape in shapes[: SHAPES_PER_CORNER[depth_index, size_index]]:
                     samples.append(
@@ -101,8 +103,8 @@ def build_estimator(folder: Path, config: RunConfig, device: str) -> MemoryEstim
 
 
 def get_short_attention_heads(text_config: Any, config: RunConfig) -> tuple[int, int]:
-    """Heads and their width, of a model and technique that attend by short_attention.py; zeros
-    where torch's kernel does.
+    """Number and width of the attention heads if the run uses short_attention.py, zeros if it uses
+    torch's kernel.
     """
     dropout = getattr(text_config, "attention_dropout", 0.0) or getattr(
         text_config, "attn_pdrop", 0.0
@@ -115,16 +117,16 @@ def get_short_attention_heads(text_config: Any, config: RunConfig) -> tuple[int,
 
 
 def without_adapter_init(config: RunConfig) -> dict[str, Any]:
-    """Starts cost time before the first step and nothing in it; they need weights, which there are
-    none of.
+    """Settings that replace data-driven initialization by the default one. Initialization needs
+    weights, which a simulation does not have, and does not change the memory of a step.
     """
     settings: dict[str, Any] = {"init_lora_weights": "default"}
     return settings | ({"prompt_tuning_init": "random"} if config.method == "prompt" else {})
 
 
 def sliding_window_shapes(window: int | None, max_length: int) -> tuple[BatchShape, ...]:
-    """Batches to simulate. Rows longer than a sliding window need a mask, shorter ones none: all of
-    one kind are asked for.
+    """Shapes of the batches to simulate. Rows longer than a sliding window need a mask and shorter
+    ones do not, so all shapes are on the same side of the window as the run's rows.
     """
     longest = max(shape.length for shape in SAMPLE_SHAPES)
     if not window or (max_length <= window and longest <= window):
@@ -144,19 +146,18 @@ def handle_request(line: str) -> dict[str, Any]:
         return build_estimator(Path(request["model"]), config, request["device"]).to_json()
     except UserError as error:
         return {"error": error.message, "field": error.field}
-    except (
-        OSError,
-        MemoryError,
-    ) as error:  # of this moment, not of the model: nobody should remember it
+    except (OSError, MemoryError) as error:
+        # A temporary condition of the machine, so the caller must not cache this response
         return {
-            "error": f"The simulation broke off ({type(error).__name__}); try again.",
+            "error": f"The memory simulation failed ({type(error).__name__}). Try again.",
             "field": "",
             "is_transient": True,
         }
-    # an architecture that cannot be simulated becomes a sentence on the page
+    # An architecture that cannot be simulated becomes an error message on the page
     except Exception as error:  # noqa: BLE001
         return {
-            "error": f"This model cannot be forecast ({type(error).__name__}: {str(error)[:200]}).",
+            "error": "Memory cannot be forecast for this model "
+            f"({type(error).__name__}: {str(error)[:200]}).",
             "field": "model",
         }
 
@@ -164,7 +165,7 @@ def handle_request(line: str) -> dict[str, Any]:
 def main() -> None:
     resource.setrlimit(resource.RLIMIT_AS, (MAX_MEMORY_BYTES, MAX_MEMORY_BYTES))
     torch.set_num_threads(1)
-    os.nice(5)  # training goes first
+    os.nice(5)  # Training has priority
     while select.select([sys.stdin], [], [], IDLE_TIMEOUT)[0]:
         line = sys.stdin.readline()
         if not line:

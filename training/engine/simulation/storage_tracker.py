@@ -1,8 +1,8 @@
-"""Follows every storage of fake tensors from birth to death and keeps what was alive after each
-operator of a step.
+"""Track every storage of fake tensors from allocation to release, and record the live bytes after
+each operator of a step.
 
-Nothing here is allocated: a FakeTensor has a shape and no bytes. The mode sees each operator below
-autograd.
+A FakeTensor has a shape but no memory, so nothing is allocated. The dispatch mode sees each
+operator below autograd.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ from torch.utils._pytree import tree_leaves
 
 from training.engine.memory_estimator import MEMORY_KINDS
 
-CUDA_BLOCK = 512  # bytes that CUDA's caching allocator rounds up to
+CUDA_BLOCK = 512  # CUDA's caching allocator rounds up to this many bytes
 
 
 class StorageTracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """`kind` names what is born now (weights, activations, ...), `stretch` where in the step we
-    are.
+    """A dispatch mode that records live bytes by kind.
 
-    `moments[stretch]` has a row for each operator: bytes by kind (KINDS) while its result and its
-    temporaries are there.
+    `kind` is the kind of storages that are allocated now (weights, activations, ...), `phase` the
+    current phase of the step. `snapshots[phase]` has a row for each operator: bytes by kind
+    (MEMORY_KINDS) while the operator's result and temporaries are alive.
     """
 
     def __init__(self, device: str) -> None:
@@ -51,7 +51,7 @@ class StorageTracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.phase, self.kind = phase, kind
 
     def relabel_tensors(self, tensors: Iterable[Tensor], kind: str) -> None:
-        """These are of this kind from now on, whatever was born when they were."""
+        """Change the kind of storages that are already tracked."""
         for tensor in tensors:
             key = tensor.untyped_storage()._cdata
             if key not in self._alive:
@@ -84,15 +84,15 @@ class StorageTracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._bytes[kind] -= size
 
     def _take_snapshot(self, extra_bytes: int) -> None:
-        """Remember this moment; `more` bytes are gone again right after it."""
+        """Record the live bytes. `extra_bytes` are temporary and released right after."""
         totals = [self._bytes[kind] for kind in MEMORY_KINDS]
         totals[-1] += extra_bytes
         self.snapshots.setdefault(self.phase, []).append(tuple(totals))
 
     @staticmethod
     def _count_cast_bytes(func: Any, args: Any, out: Any) -> int:
-        """Copies that a CPU's pointwise kernel makes of operands in another dtype, for as long as
-        it runs (measured: without them two of 32 cells were off by 8 %).
+        """Bytes of the temporary copies that a CPU's pointwise kernel makes of operands in another
+        dtype. Without them, the forecast of two of 32 measured cells was off by 8%.
         """
         if torch.Tag.pointwise not in func.tags or not isinstance(out, Tensor):
             return 0

@@ -1,6 +1,4 @@
-"""One start of the engine in a run folder: prepares, trains, exports, and knows what to say of how
-it ended.
-"""
+"""One attempt of a run: load, tune, train, export, and report the outcome."""
 
 from __future__ import annotations
 
@@ -27,6 +25,13 @@ ReturnT = TypeVar("ReturnT")
 
 
 class Attempt:
+    """One start of the engine in a run folder.
+
+    `training.engine.__main__` creates it in the main thread of the engine process. It collects the
+    events of every stage and writes them to the journal. It ends when `train_and_export` returns an
+    outcome or raises; `classify_error` turns the error into an outcome.
+    """
+
     def __init__(self, run_dir: Path, journal: Journal, *, number: int) -> None:
         self.run_dir = run_dir
         self.journal = journal
@@ -37,7 +42,7 @@ class Attempt:
         self.phase = "starting"
 
     def train_and_export(self, config: RunConfig, stop_signals: StopSignals) -> tuple[Outcome, str]:
-        """Train to an end; the adapter is exported if it is to be kept."""
+        """Run the whole attempt. The weights are exported unless the run was discarded."""
         config = apply_selection(self.run_dir, config)
         for item in prepare_session(config, self.run_dir, self.number):
             if isinstance(item, Session):
@@ -57,7 +62,7 @@ class Attempt:
         return outcome, ""
 
     def record_events(self, events: Generator[Event, None, ReturnT]) -> ReturnT:
-        """Write a part's events to the journal; returns how it ended."""
+        """Write the events of one stage to the journal; return the generator's return value."""
         while True:
             try:
                 self.write_event(*next(events))
@@ -66,8 +71,8 @@ class Attempt:
                 return return_value
 
     def export_weights(self, config: RunConfig) -> None:
-        """The best checkpoint's adapter if that is wished and it is still there, else the newest
-        one's.
+        """Export the best checkpoint if the settings ask for it and it still exists, otherwise the
+        newest one.
         """
         assert self.session is not None
         best_step = self.session.best_step if config.export_checkpoint == "best" else None
@@ -76,16 +81,17 @@ class Attempt:
             for folder in checkpoint.list_checkpoints(self.run_dir)
         }
         if not checkpoints:
-            return  # stopped before the first step
+            return  # The run stopped before its first step
         self.write_event("phase", {"name": "exporting adapter"})
         self.adapter_step = best_step if best_step in checkpoints else max(checkpoints)
         folder = checkpoint.export_adapter(checkpoints[self.adapter_step], self.run_dir)
-        if METHODS[config.method].is_full_finetuning:  # a base model of its own needs its tokenizer
+        if METHODS[config.method].is_full_finetuning:
+            # The result is a complete model, so it needs its tokenizer
             self.session.tokenizer.save_pretrained(folder)
 
     def evaluate_exact_match(self, stop_signals: StopSignals) -> None:
-        """Exact match of the exported weights, which may be those of an earlier step. It costs
-        nobody a finished run.
+        """Measure exact match with the exported weights, which may be from an earlier step. A
+        failure here is logged and does not fail the run.
         """
         session = self.session
         assert session is not None
@@ -102,13 +108,11 @@ class Attempt:
                     fields["step"] = self.adapter_step
                     self.exact_match = fields["exact_match"]
                 self.write_event(kind, fields)
-        except (
-            RuntimeError,
-            IndexError,
-        ) as error:  # out of memory, or a prompt longer than the model's positions
+        except (RuntimeError, IndexError) as error:
+            # Out of memory, or a prompt longer than the model's positions
             self.write_event(
                 "log",
-                {"level": "warning", "text": f"Held-out answers could not be compared: {error}"},
+                {"level": "warning", "text": f"Exact match could not be measured: {error}"},
             )
 
     def write_event(self, kind: str, fields: dict[str, object]) -> None:
@@ -117,16 +121,16 @@ class Attempt:
         self.journal.write_event(kind, **fields)
 
     def classify_error(self, error: Exception) -> tuple[Outcome, str]:
-        """An outcome and a sentence for an error that came up in training."""
+        """Map an error of the attempt to an outcome and a message."""
         step = self.session.step if self.session else 0
         if isinstance(error, Diverged):
             return Outcome.DIVERGED, str(error)
         if isinstance(error, DiskFull) or (
             isinstance(error, OSError) and error.errno == errno.ENOSPC
         ):
-            return Outcome.DISK, f"{error} Free some space, then go on from the checkpoint."
+            return Outcome.DISK, f"{error} Free some space, then resume from the checkpoint."
         if isinstance(error, torch.OutOfMemoryError):
-            return Outcome.MEMORY, f"Out of memory at step {step}, while {self.phase}."
+            return Outcome.MEMORY, f"Out of memory at step {step} while {self.phase}."
         return Outcome.CRASHED, f"{type(error).__name__} while {self.phase} at step {step}: {error}"
 
     def build_result(self, outcome: Outcome, message: str) -> Result:

@@ -1,9 +1,9 @@
-"""Checkpoints that are whole or not there: written aside, synced, manifest with hashes last, then
-renamed.
+"""Atomic checkpoints: files go to a temporary folder, are synced, get a manifest with hashes, and
+the folder is renamed last.
 
 A checkpoint holds the weights (weights.py), the optimizer's tensors, the random state and a small
-JSON: all safetensors and JSON, nothing pickled. What it does not hold (learning rate, place in the
-data) follows from the step number.
+JSON file. Everything is safetensors or JSON; nothing is pickled. The learning rate and the position
+in the data are not stored because they follow from the step number.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from training.engine.modeling import optimizers, weights
 FOLDER = "checkpoints"
 OPTIMIZER_PREFIX = "optimizer."
 MANIFEST = STATE_FILES[2]
-MAX_RECENT = 2  # newest; the best one is kept besides
+MAX_RECENT = 2  # The best checkpoint is kept in addition
 
 
 def folder_name(step: int) -> str:
@@ -41,8 +41,8 @@ def parse_step(folder: Path) -> int:
 
 @dataclass(frozen=True)
 class CheckpointState:
-    """What a checkpoint is made of. `start` is the adapter before its first step, where saving
-    needs it (weights.py).
+    """The objects that a checkpoint saves and restores. `initial_adapter` is the adapter before
+    its first step, for the initializations that need it when saving (weights.py).
     """
 
     model: Any
@@ -54,8 +54,10 @@ class CheckpointState:
 def save_checkpoint(
     run_dir: Path, step: int, state: CheckpointState, trainer_state: dict[str, Any]
 ) -> Path:
-    """Write the checkpoint of `step` and return its folder. A full disk raises OSError and leaves
-    nothing behind.
+    """Write the checkpoint of `step` and return its folder.
+
+    Raises:
+        OSError: for example a full disk; no partial folder remains.
     """
     root = run_dir / FOLDER
     root.mkdir(exist_ok=True)
@@ -80,7 +82,7 @@ def save_checkpoint(
             temp_dir / MANIFEST, json.dumps({"step": step, "files": manifest}, indent=1)
         )
         final = root / folder_name(step)
-        # One that did not verify, or resume would have begun there
+        # An existing folder of this step is damaged: otherwise training would have resumed there
         shutil.rmtree(final, ignore_errors=True)
         temp_dir.rename(final)
     except OSError:
@@ -91,8 +93,8 @@ def save_checkpoint(
 
 
 def get_state_tensors(state: CheckpointState) -> dict[str, Tensor]:
-    """The optimizer's state, weights that are not saved as they are trained, and the random state
-    of every device (`rng.cpu`).
+    """The optimizer's state, the raw weights that a saved adapter does not hold exactly, and the
+    random state of every device (`rng.cpu`, `rng.cuda:0`).
     """
     tensors = {
         f"{OPTIMIZER_PREFIX}{name}": value
@@ -106,11 +108,11 @@ def get_state_tensors(state: CheckpointState) -> dict[str, Tensor]:
 
 
 def load_checkpoint(folder: Path, state: CheckpointState) -> dict[str, Any]:
-    """Put weights, optimizer and random state back as they were; returns the facts given to `save`,
-    and `step`.
+    """Restore weights, optimizer and random state. Returns the saved trainer state with `step` and
+    `restarted`.
 
-    `restarted`: the checkpoint is of another kind of optimizer, so this one begins with the weights
-    alone.
+    `restarted` is true if the checkpoint comes from a different optimizer class. Then only the
+    weights are restored and the optimizer starts fresh.
     """
     tensors = load_file(folder / STATE_FILES[0])
     raw = {name: value for name, value in tensors.items() if name.startswith(weights.RAW_PREFIX)}
@@ -136,17 +138,17 @@ def optimizer_kind(optimizer: torch.optim.Optimizer) -> str:
 
 
 def find_latest_valid(run_dir: Path) -> Path | None:
-    """The newest checkpoint whose manifest verifies; damaged ones are passed over."""
+    """The newest checkpoint whose manifest verifies. Damaged checkpoints are skipped."""
     return next((folder for folder in list_checkpoints(run_dir) if is_valid(folder)), None)
 
 
 def list_checkpoints(run_dir: Path) -> Iterator[Path]:
-    """Newest first."""
+    """Checkpoint folders, newest first."""
     yield from sorted((run_dir / FOLDER).glob("step-*"), reverse=True)
 
 
 def is_valid(folder: Path) -> bool:
-    """Every file of the manifest is there with the size and hash that were written."""
+    """Whether every file of the manifest exists with the recorded size and hash."""
     try:
         files = json.loads((folder / MANIFEST).read_text())["files"]
         return all(
@@ -159,22 +161,22 @@ def is_valid(folder: Path) -> bool:
 
 
 def prune_checkpoints(run_dir: Path, best_step: int | None) -> None:
-    """Keep the newest KEPT checkpoints and the best one."""
+    """Delete all but the newest MAX_RECENT checkpoints and the best one."""
     for folder in list(list_checkpoints(run_dir))[MAX_RECENT:]:
         if parse_step(folder) != best_step:
             shutil.rmtree(folder)
 
 
 def remove_partial(root: Path) -> None:
-    """Remove what a killed engine left half-written. Only one engine runs in a folder, so none of
-    it is in use.
+    """Remove partial checkpoints of a killed engine. Only one engine runs in a folder, so none of
+    them is in use.
     """
     for leftover in root.glob(".tmp-*"):
         shutil.rmtree(leftover)
 
 
 def export_adapter(source: Path, run_dir: Path) -> Path:
-    """Copy what a checkpoint learned to `RUN_DIR/adapter`, whole or not at all."""
+    """Copy the weights of a checkpoint to `RUN_DIR/adapter` atomically."""
     final, temp_dir = run_dir / "adapter", run_dir / ".adapter"
     shutil.rmtree(temp_dir, ignore_errors=True)
     temp_dir.mkdir()

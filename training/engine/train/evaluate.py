@@ -1,5 +1,5 @@
-"""Held-out loss and one sampled answer. Neither draws a random number, so measuring does not change
-what is learned.
+"""Held-out loss and one sample answer. Neither draws random numbers, so evaluation does not change
+training.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ from training.engine.train.session import Event, Session
 
 MAX_SAMPLE_TOKENS = 64
 MAX_SAMPLE_CHARACTERS = 2_000
-MAX_PROMPTS_TRIED = 20  # prompts that are looked at for one that is short enough
+MAX_PROMPTS_TRIED = 20  # Prompts checked in search of one that is short enough
 
 
 def collate(
     batch: Batch, rows: Sequence[EncodedRow], pad_id: int, device: torch.device
 ) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Ids and labels of shape (sequences, longest sequence), padded on the right, and their
-    positions if rows are packed.
+    """Build ids and labels of shape (sequences, longest sequence), padded on the right, and
+    position ids if rows are packed.
 
-    Positions that begin anew tell transformers' causal mask where another row begins. The first
-    token of a row follows on nothing, so it has no label.
+    Position ids restart at 0 with each packed row; transformers' causal mask separates the rows by
+    that. The first token of a row has no context, so it has no label.
     """
     longest = max(sum(len(rows[i]) for i in packed) for packed in batch)
     ids = torch.full((len(batch), longest), pad_id, dtype=torch.long)
@@ -49,7 +49,7 @@ def collate(
 
 @contextmanager
 def eval_mode(model: Any) -> Iterator[None]:
-    """Eval mode without gradients; training mode comes back at the end."""
+    """Switch the model to eval mode without gradients, and back to training mode at the end."""
     model.eval()
     try:
         with torch.no_grad():
@@ -59,7 +59,7 @@ def eval_mode(model: Any) -> Iterator[None]:
 
 
 def evaluate_loss(session: Session) -> Iterator[Event]:
-    """Mean loss per trained token over the held-out rows; remembers the best."""
+    """Measure the mean loss per trained token over the held-out rows, and track the best step."""
     if not session.eval_rows:
         return
     yield "phase", {"name": "evaluating"}
@@ -90,7 +90,7 @@ def evaluate_loss(session: Session) -> Iterator[Event]:
         {
             "step": session.step,
             "eval_loss": loss,
-            "perplexity": math.exp(min(loss, 700.0)),  # e^709 is the largest double
+            "perplexity": math.exp(min(loss, 700.0)),  # e^710 overflows a double
             "rows": len(session.eval_rows),
             "total_tokens": session.total_tokens,
             "seconds": time.monotonic() - began,
@@ -101,7 +101,7 @@ def evaluate_loss(session: Session) -> Iterator[Event]:
 
 
 def generate_sample(session: Session) -> Iterator[Event]:
-    """The greedy answer to one held-out prompt, another one each time."""
+    """Answer one held-out prompt greedily. Each call takes the next prompt."""
     example = next_sample(session)
     if example is None:
         return
@@ -120,11 +120,11 @@ def generate_sample(session: Session) -> Iterator[Event]:
 
 
 def next_sample(session: Session) -> tuple[list[int], str, str] | None:
-    """Prompt ids, prompt and expected answer of the row whose turn it is; plain text is asked for
-    its second half.
+    """Prompt ids, prompt and expected answer of the next row. For plain text the prompt is the
+    first half and the expected answer the second.
 
-    A prompt longer than what is trained is passed over: no forecast holds it, and the model may
-    have no positions for it.
+    Prompts that are too long are skipped: the memory forecast does not cover them, and the model
+    may have no positions for them.
     """
     answered_rows = [
         row
@@ -145,7 +145,7 @@ def next_sample(session: Session) -> tuple[list[int], str, str] | None:
 
 
 def max_prompt_tokens(session: Session) -> int:
-    """Tokens that a prompt may have, so that an answer finds its positions behind it."""
+    """The longest prompt that leaves positions for the answer."""
     text_config = session.model.config.get_text_config()
     positions = getattr(text_config, "max_position_embeddings", None) or 2**31
     return min(

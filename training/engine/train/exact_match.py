@@ -1,8 +1,6 @@
-"""Exact match: the trained model answers held-out prompts, and an answer counts if it is the
-expected one to the character.
+"""Exact match: the share of held-out prompts whose greedy answer equals the expected answer.
 
-Done once, at the end, with the weights that are exported, greedily, and in the same way for every
-technique.
+It is measured once at the end of a run, with the exported weights, the same way for every method.
 """
 
 from __future__ import annotations
@@ -25,12 +23,12 @@ from training.engine.stop_signals import StopSignals
 from training.engine.train.evaluate import eval_mode
 from training.engine.train.session import Event, Session
 
-MAX_EXTRA_TOKENS = 16  # tokens beyond the expected answer's: a longer one is wrong anyhow
+MAX_EXTRA_TOKENS = 16  # Beyond the expected length; an answer that is longer is wrong anyway
 
 
 def measure_exact_match(session: Session, stop_signals: StopSignals) -> Iterator[Event]:
-    """Answer up to `exact_match_rows` held-out rows; plain text and rows that were cut off have no answer
-    to compare.
+    """Answer up to `exact_match_rows` held-out rows. Plain text and truncated rows are skipped:
+    they have no complete expected answer.
     """
     prompts = list(iter_prompts(session))
     if not prompts:
@@ -39,7 +37,7 @@ def measure_exact_match(session: Session, stop_signals: StopSignals) -> Iterator
     for index, (prompt, expected) in enumerate(prompts):
         if stop_signals.requested_stop() is not None:
             return
-        yield "phase", {"name": "comparing answers", "done": index, "total": len(prompts)}
+        yield "phase", {"name": "measuring exact match", "done": index, "total": len(prompts)}
         matches += generate_answer(session, prompt, len(expected)) == decode_answer(
             session, expected
         )
@@ -54,8 +52,8 @@ def measure_exact_match(session: Session, stop_signals: StopSignals) -> Iterator
 
 
 def iter_prompts(session: Session) -> Iterator[tuple[list[int], list[int]]]:
-    """Prompt and expected answer as ids: the last turn of the assistant, end-of-turn mark
-    included.
+    """Prompt ids and expected ids of each row. The expected ids are the last assistant turn with
+    its end-of-turn token.
     """
     config = session.config
     for row in session.raw_eval_rows[: config.exact_match_rows]:
@@ -63,9 +61,8 @@ def iter_prompts(session: Session) -> Iterator[tuple[list[int], list[int]]]:
             continue
         try:
             encoded = encode_row(session.tokenizer, row, max_length=config.max_length)
-        except (
-            DataError
-        ):  # a template whose answers cannot be told apart; such a run trains on prompts
+        except DataError:
+            # The template does not separate answers from prompts; such a run uses train_on_prompt
             continue
         expected = find_last_answer(encoded)
         if expected and not encoded.truncated_tokens:

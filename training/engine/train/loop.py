@@ -1,5 +1,6 @@
-"""The training loop, for every method: step, evaluate, save, and look whether to stop. It yields
-events and writes none.
+"""The training loop of every method: step, evaluate, save, and check whether to stop.
+
+It yields events; the attempt writes them to the journal.
 """
 
 from __future__ import annotations
@@ -19,20 +20,20 @@ from training.engine.train.session import Event, Session
 
 
 class Diverged(Exception):
-    """The loss or its gradient is not finite; the weights are still those of the step before."""
+    """The loss or its gradient is not finite. The weights are still those of the previous step."""
 
 
 class DiskFull(Exception):
-    """Two checkpoints in a row could not be written."""
+    """Two checkpoints in a row could not be written because the disk was full."""
 
 
 def run_training_loop(
     session: Session, stop_signals: StopSignals
 ) -> Generator[Event, None, Outcome]:
-    """Train until the plan is done or the reins say stop; returns how it ended.
+    """Train until all planned steps are done or a stop is requested. Returns the outcome.
 
     Raises:
-        Diverged: before the optimizer step, so that the weights stay sound.
+        Diverged: before the optimizer step, so the weights stay valid.
         DiskFull: after two failed saves.
         torch.OutOfMemoryError: from CUDA.
     """
@@ -50,13 +51,14 @@ def run_training_loop(
                 yield from save_checkpoint(session)
             return stop_outcome
 
-        # Looked at before a step, so that an attempt that resumes here ends here, too
+        # Checked before each step, so an attempt that resumes at this point stops here as well
         if should_stop_early(session):
             yield from save_checkpoint(session)
-            measurements = f"{config.early_stopping_patience} measurement{'s' if config.early_stopping_patience > 1 else ''}"
+            patience = config.early_stopping_patience
+            evaluations = f"{patience} evaluation{'s' if patience > 1 else ''}"
             message = (
-                f"Early stopping: the held-out loss has not improved in {measurements}; best "
-                f"at step {session.best_step}."
+                f"Early stopping: the held-out loss has not improved in {evaluations}. "
+                f"Best step: {session.best_step}."
             )
             yield "log", {"level": "info", "text": message}
             break
@@ -70,7 +72,8 @@ def run_training_loop(
                 if name.startswith("memory") or name == "devices"
             }
             yield "memory", {"moment": "first step", "step": 1, **memory}
-            yield "phase", {"name": "training"}  # the first evaluation may be far away
+            # The next phase event may be far away
+            yield "phase", {"name": "training"}
         is_last = session.step == plan.total_steps
 
         if is_last or session.step % config.eval_steps == 0:
@@ -84,8 +87,9 @@ def run_training_loop(
 
 
 def should_stop_early(session: Session) -> bool:
-    """Has the held-out loss been no better for `early_stopping_patience` measurements in a row? Told from
-    steps, so a resume knows it.
+    """Whether the held-out loss has not improved in `early_stopping_patience` evaluations.
+
+    It is computed from step numbers, so a resumed run gets the same answer.
     """
     if (
         not session.config.early_stopping_patience
@@ -98,8 +102,8 @@ def should_stop_early(session: Session) -> bool:
 
 
 def take_step(session: Session) -> Event:
-    """One optimizer step over `gradient_accumulation_steps` batches; the loss is the mean over all their trained
-    tokens.
+    """Run one optimizer step over `gradient_accumulation_steps` batches. The loss is the mean over
+    the trained tokens of all batches.
     """
     began = time.monotonic()
     batches = session.plan.steps[session.step]
@@ -108,7 +112,7 @@ def take_step(session: Session) -> Event:
     session.step += 1
     learning_rate = session.config.learning_rate_at(session.step, session.plan.total_steps)
     for group in session.optimizer.param_groups:
-        group["lr"] = learning_rate * group["rate"]  # LoRA+ has two
+        group["lr"] = learning_rate * group["rate"]  # LoRA+ has two groups with different rates
 
     total = torch.zeros((), device=session.device)
     for batch in batches:
@@ -124,9 +128,9 @@ def take_step(session: Session) -> Event:
     if not (math.isfinite(loss) and math.isfinite(gradient_norm)):
         session.step -= 1
         raise Diverged(
-            f"The loss became {loss:g} (gradient norm {gradient_norm:g}) at step {session.step + 1}. The "
-            f"weights of step {session.step} are kept. A lower learning rate than "
-            f"{session.config.learning_rate:g} is the usual cure."
+            f"The loss became {loss:g} (gradient norm {gradient_norm:g}) at step "
+            f"{session.step + 1}. The weights of step {session.step} are kept. Try a learning rate "
+            f"below {session.config.learning_rate:g}."
         )
     session.optimizer.step()
     session.optimizer.zero_grad(set_to_none=True)
@@ -152,8 +156,8 @@ def take_step(session: Session) -> Event:
 
 
 def save_checkpoint(session: Session) -> Iterator[Event]:
-    """Write a checkpoint of this step, unless it is there already. One full disk is a warning, the
-    second ends the run.
+    """Write a checkpoint of this step unless it exists. The first full disk is a warning; the
+    second in a row ends the run.
     """
     if session.saved_step == session.step or session.step == 0:
         return
@@ -172,14 +176,14 @@ def save_checkpoint(session: Session) -> Iterator[Event]:
         session.failed_saves += 1
         if session.failed_saves > 1:
             raise DiskFull(
-                f"The disk was full at two checkpoints in a row, last at step {session.step}."
+                f"The disk was full for two checkpoints in a row, last at step {session.step}."
             ) from error
         yield (
             "log",
             {
                 "level": "warning",
-                "text": f"The disk is full: no checkpoint at step {session.step}. Training goes "
-                "on.",
+                "text": f"The disk is full: the checkpoint of step {session.step} was not saved. "
+                "Training continues.",
             },
         )
         return

@@ -1,5 +1,6 @@
-"""Memory now and at its peak since the last look, in bytes: of the process on a CPU, of each
-device's allocator on CUDA.
+"""Current memory and its peak since the last reading, in bytes.
+
+On a CPU it is the memory of the process, on CUDA that of each device's allocator.
 """
 
 from __future__ import annotations
@@ -14,8 +15,8 @@ CLEAR_REFS = Path("/proc/self/clear_refs")
 
 
 class MemoryMeter:
-    """Reads memory; each `read` starts a new peak where the system allows it (Linux: writing 5 to
-    clear_refs).
+    """Reads memory. Each `read_memory` resets the peak where the system allows it (on Linux by
+    writing 5 to clear_refs).
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -34,7 +35,7 @@ class MemoryMeter:
         try:
             CLEAR_REFS.write_text("5")
         except OSError:
-            # without the right to reset it, the peak is that of the whole run, which is still true
+            # Without permission to reset it, the peak covers the whole run, which is still correct
             pass
         return {"memory_bytes": now, "memory_peak_bytes": max(now, peak)}
 

@@ -1,7 +1,6 @@
-"""Everything a run holds in memory, made ready: data encoded, model wrapped, optimizer, plan, and
-where training stands.
+"""The session of an attempt: encoded data, wrapped model, optimizer, batch plan and current step.
 
-It yields its progress as events; the loop takes it from there.
+`prepare_session` builds it and yields progress events; the training loop runs on it.
 """
 
 from __future__ import annotations
@@ -43,14 +42,18 @@ from training.engine.train import checkpoint
 from training.engine.train.memory_meter import MemoryMeter
 from training.errors import ConfigError
 
-Event = tuple[str, dict[str, Any]]  # kind and payload; the journal adds number and time
+Event = tuple[str, dict[str, Any]]  # Kind and fields; the journal adds number and time
 PROGRESS_INTERVAL = 500
 LIBRARIES = ("torch", "transformers", "peft", "bitsandbytes", "safetensors", "tokenizers")
 
 
 @dataclass
 class Session:
-    """The state of one attempt. Losses are nats per trained token."""
+    """The state of one attempt. Losses are in nats per trained token.
+
+    `prepare_session` creates it in the engine process, the attempt owns it, and the training loop
+    and the trials change it. It lives in the main thread until the process ends.
+    """
 
     config: RunConfig
     run_dir: Path
@@ -76,7 +79,7 @@ class Session:
     failed_saves: int = field(default=0)
 
     def get_trainer_state(self) -> dict[str, Any]:
-        """What a checkpoint must remember besides tensors."""
+        """The fields of this session that a checkpoint stores besides tensors."""
         return {
             "total_tokens": self.total_tokens,
             "loss": self.loss,
@@ -96,11 +99,10 @@ class Session:
 
 
 def prepare_session(config: RunConfig, run_dir: Path, attempt: int) -> Iterator[Event | Session]:
-    """Load and encode everything; the last thing yielded is the session, after its `start` and
-    `resume` events.
+    """Load the model and encode the data. Yields events, and the session as the last item.
 
     Raises:
-        DataError, ConfigError: for the person to read.
+        DataError, ConfigError: the data or a setting cannot be used with this model.
     """
     device = resolve_device()
     limit_memory_fraction(device)
@@ -142,7 +144,7 @@ def prepare_session(config: RunConfig, run_dir: Path, attempt: int) -> Iterator[
         "start",
         {"attempt": attempt, "chat_template": template, "parameters": parameters, **start_fields},
     )
-    if attempt == 1:  # later the layers may be those of a trial
+    if attempt == 1:  # In later attempts the target modules may come from a trial
         method.check_wrapped_model(session.model, config)
     if config.packing:
         session.head.check_packing_isolation(
@@ -153,7 +155,9 @@ def prepare_session(config: RunConfig, run_dir: Path, attempt: int) -> Iterator[
 
 
 class EncodedData(NamedTuple):
-    """`rows` and `heldout` have something to train; `left_out` counts what does not, or was cut."""
+    """`rows` and `eval_rows` have trained tokens; `skipped_counts` counts empty and truncated
+    rows.
+    """
 
     rows: list[EncodedRow]
     eval_rows: list[EncodedRow]
@@ -162,7 +166,11 @@ class EncodedData(NamedTuple):
 
 
 def encode_data(tokenizer: Any, config: RunConfig) -> Generator[Event, None, EncodedData]:
-    """Raises DataError: no row has anything to train."""
+    """Encode the training and the held-out rows.
+
+    Raises:
+        DataError: no row has a trained token.
+    """
     train_rows = read_rows(Path(config.train_data))
     raw_eval_rows = read_rows(Path(config.eval_data))[: config.eval_rows]
     rows: list[EncodedRow] = []
@@ -176,8 +184,8 @@ def encode_data(tokenizer: Any, config: RunConfig) -> Generator[Event, None, Enc
     rows = [row for row in rows if row.trained_tokens]
     if not rows:
         raise DataError(
-            f"All {len(train_rows)} rows have nothing to train after {config.max_length} tokens; "
-            "raise max_length.",
+            f"None of the {len(train_rows)} rows has a trained token within {config.max_length} "
+            "tokens. Increase max_length.",
             field="max_length",
         )
     eval_rows = [row for row in eval_rows if row.trained_tokens]
@@ -185,7 +193,7 @@ def encode_data(tokenizer: Any, config: RunConfig) -> Generator[Event, None, Enc
 
 
 def describe_start(session: Session) -> dict[str, object]:
-    """What the `start` event tells of data, model and machine."""
+    """Fields of the `start` event about data, model and machine."""
     config, device = session.config, session.device
     return {
         "step": 0,
@@ -205,7 +213,7 @@ def describe_start(session: Session) -> dict[str, object]:
 
 
 def wrap_for_training(base: Any, config: RunConfig, device: torch.device) -> Any:
-    """The base as the technique trains it, computing in the run's precision."""
+    """Wrap the base model for the run's method and precision."""
     model = wrap_base_model(base, config)
     if resolve_precision(config, device) == "mixed":
         compute_in_bf16(model, device)
@@ -213,15 +221,15 @@ def wrap_for_training(base: Any, config: RunConfig, device: torch.device) -> Any
 
 
 def resume_from_checkpoint(session: Session, attempt: int) -> Iterator[Event]:
-    """Go back to the newest whole checkpoint, if there is one."""
+    """Restore the newest valid checkpoint. Without one, load or compute the initial weights."""
     latest = checkpoint.find_latest_valid(session.run_dir)
     if latest is not None:
         trainer_state = checkpoint.load_checkpoint(latest, session.get_checkpoint_state())
         session.step = session.saved_step = trainer_state.pop("step")
         if trainer_state.pop("restarted"):
             message = (
-                "The checkpoint is of another optimizer: the weights go on, and the optimizer "
-                "begins anew."
+                "The checkpoint was saved with a different optimizer. Its weights are restored; "
+                "the optimizer state is reset."
             )
             yield "log", {"level": "warning", "text": message}
         for name, value in trainer_state.items():
@@ -229,17 +237,17 @@ def resume_from_checkpoint(session: Session, attempt: int) -> Iterator[Event]:
     elif session.config.start_weights:
         load_initial_weights(session)
     elif session.config.init_lora_weights in ("eva", "loftq"):
-        yield "phase", {"name": "looking for a start"}
+        yield "phase", {"name": "initializing adapter"}
         initialize_adapter(session.model, session.config, session.rows)
     if attempt > 1:
         yield "resume", {"attempt": attempt, "step": session.step}
 
 
 def load_initial_weights(session: Session) -> None:
-    """Begin with the weights of a version.
+    """Load the weights of the adapter version that this run continues.
 
     Raises:
-        ConfigError: they are of another shape than what the settings make.
+        ConfigError: the names or shapes of the weights do not match the settings.
     """
     try:
         weights.check_parameter_names(session.model, Path(session.config.start_weights))
@@ -247,7 +255,7 @@ def load_initial_weights(session: Session) -> None:
     except (RuntimeError, KeyError, OSError) as error:
         reason = str(error).splitlines()[0][:300]
         raise ConfigError(
-            f"The version's weights do not fit these settings: {reason}", field="start_weights"
+            f"The version's weights do not match these settings: {reason}", field="start_weights"
         ) from error
 
 

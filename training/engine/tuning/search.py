@@ -1,9 +1,9 @@
-"""Which settings to try next, and which trial to stop early: Optuna's TPE and asynchronous
-successive halving. No torch here.
+"""The search over trials: which settings to try next and which trial to stop early. No torch here.
 
-The first trial is the plan's own guess and goes all the way: the others are measured against it (Li
-et al. 2020, A System for Massively Parallel Hyperparameter Tuning; Bergstra et al. 2011, Algorithms
-for Hyper-Parameter Optimization).
+It uses Optuna's TPE sampler and asynchronous successive halving (Li et al. 2020, A System for
+Massively Parallel Hyperparameter Tuning; Bergstra et al. 2011, Algorithms for Hyper-Parameter
+Optimization). The first trial has the planned settings. It is never stopped early because the
+others are compared with it.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from training.engine.files import write_atomically
 from training.engine.settings import candidate_ranks
 
 TRIALS_FOLDER = "trials"
-REDUCTION_FACTOR = 2  # the better half goes on
-LEARNING_RATE_FACTOR = 4.0  # a learning rate is tried up to so many times higher or lower
+REDUCTION_FACTOR = 2  # The better half of the trials continues
+LEARNING_RATE_FACTOR = 4.0  # The search covers planned rate / 4 to planned rate * 4
 TRIAL_STATES = {
     "done": TrialState.COMPLETE,
     "stopped": TrialState.PRUNED,
@@ -35,8 +35,10 @@ TRIAL_STATES = {
 
 @dataclass
 class Trial:
-    """`losses`: step -> held-out loss on the rows that trials are chosen by; `unseen`: loss sums of
-    rows that choose nothing.
+    """One trial and its results.
+
+    `losses` maps a step to the held-out loss on the selection rows. `comparison_losses` are the
+    loss sums of the comparison rows, which do not influence the choice.
     """
 
     number: int
@@ -59,7 +61,7 @@ class Trial:
 
 
 def load_trials(run_dir: Path) -> Iterator[Trial]:
-    """Those of an earlier attempt, in order."""
+    """The trials that earlier attempts completed, in order."""
     for path in sorted((run_dir / TRIALS_FOLDER).glob("*.json"), key=lambda path: int(path.stem)):
         values = json.loads(path.read_text())
         yield Trial(
@@ -68,8 +70,10 @@ def load_trials(run_dir: Path) -> Iterator[Trial]:
 
 
 class Search:
-    """`modules` are sets of layers to choose from, the plan's own first; after `rungs` steps trials
-    are compared.
+    """An Optuna study over the trials of one run.
+
+    `module_sets` are the values of target_modules to choose from, the planned one first. Trials
+    are compared after each of `rungs` steps.
     """
 
     def __init__(
@@ -88,7 +92,7 @@ class Search:
         self.trial_count = 0
 
     def ask(self) -> Trial:
-        """The plan's guess first, then what looks best."""
+        """Start the next trial: first the planned settings, then what the sampler suggests."""
         if self.trial_count == 0:
             self.study.enqueue_trial(get_initial_params(self.config, self.space))
         self.open_trial = self.study.ask(self.space)
@@ -101,10 +105,10 @@ class Search:
         return trial
 
     def should_continue(self, trial: Trial, loss: float) -> bool:
-        """Report a trial's loss at its step: does it belong to the better half so far?"""
+        """Report a trial's loss at its step. Returns whether it is in the better half so far."""
         assert self.open_trial is not None
         self.open_trial.report(loss, trial.step)
-        # Asked of the first one, too: the others are compared with it
+        # Also called for the first trial: Optuna records its rung, which later trials need
         is_pruned = self.open_trial.should_prune()
         return trial.number == 0 or not is_pruned
 
@@ -120,7 +124,7 @@ class Search:
         )
 
     def restore_trial(self, trial: Trial) -> None:
-        """A trial of an earlier attempt."""
+        """Add a trial of an earlier attempt to the study."""
         self.trial_count = trial.number + 1
         completed_rungs = {
             f"completed_rung_{index}": trial.losses[step]
@@ -150,7 +154,7 @@ def build_search_space(config: RunConfig, module_sets: list[str]) -> dict[str, B
         "rank": CategoricalDistribution(candidate_ranks(config.rank)),
         "alpha": CategoricalDistribution(
             sorted({1.0, 2.0, config.alpha / config.rank})
-        ),  # times the rank
+        ),  # Multiples of the rank
         "target_modules": CategoricalDistribution(module_sets),
     }
     return {
@@ -164,8 +168,8 @@ def get_initial_params(config: RunConfig, space: dict[str, BaseDistribution]) ->
 
 
 def params_to_settings(config: RunConfig, params: dict[str, Any]) -> dict[str, Any]:
-    """A trial's settings: what is not varied stays as it is. Alpha is told as a multiple of the
-    rank.
+    """Convert Optuna's parameters to settings. Settings that are not varied keep their value.
+    Optuna's alpha is a multiple of the rank.
     """
     rank = params.get("rank", config.rank)
     alpha = min(4096, max(1, round(params["alpha"] * rank))) if "alpha" in params else config.alpha
@@ -177,10 +181,10 @@ def params_to_settings(config: RunConfig, params: dict[str, Any]) -> dict[str, A
 
 
 def compute_rungs(budget: int, config: RunConfig, total_steps: int) -> list[int]:
-    """Steps at which trials are compared: a whole trial takes about a quarter of the budget, others
-    half or a fourth of that.
+    """Steps at which trials are compared. A complete trial takes about a quarter of the budget;
+    stopped trials take half or a quarter of that.
 
-    Nobody is judged before the warm-up is over, when every rate looks alike.
+    No rung lies within the warm-up, where all learning rates give similar losses.
     """
     warmup_steps = math.ceil(config.warmup_ratio * total_steps)
     full_steps = max(4, min(budget // 4, total_steps // 2))
@@ -199,11 +203,11 @@ def compute_rungs(budget: int, config: RunConfig, total_steps: int) -> list[int]
 
 
 def compare_trials(baseline: Trial, winner: Trial, tokens: list[int]) -> tuple[float, float]:
-    """How much lower the winner's loss is than the plan's on rows that no trial was chosen by, and
-    the standard error of that.
+    """How much lower the winner's loss is than the baseline's on the comparison rows, and the
+    standard error of that difference.
 
-    Nats per trained token; the error is that of a ratio whose rows were drawn at random (paired by
-    row).
+    Both are in nats per trained token. The standard error is that of a ratio estimator over rows
+    drawn at random, paired by row.
     """
     differences = [
         a - b for a, b in zip(baseline.comparison_losses, winner.comparison_losses, strict=True)

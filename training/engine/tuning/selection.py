@@ -1,5 +1,5 @@
-"""Which trial goes on: its state is kept aside, judged on rows that no trial saw, and moved to
-where the run resumes.
+"""The selection of the best trial: save its state, compare it with the baseline on held-out rows
+that no trial used, and move it to where the run resumes.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ SELECTION_FILE = "selection.json"
 
 
 def apply_selection(run_dir: Path, config: RunConfig) -> RunConfig:
-    """The settings that trials chose, once they have; the winner's checkpoint is moved to the
-    run's.
+    """Return the config with the settings of the selected trial, if there is one, and move its
+    checkpoint to the run's checkpoints.
     """
     selection = load_selection(run_dir)
     if selection is None:
@@ -34,7 +34,7 @@ def apply_selection(run_dir: Path, config: RunConfig) -> RunConfig:
 
 
 def load_selection(run_dir: Path) -> dict[str, Any] | None:
-    """What the `tuned` event says, and `told`: is it in the journal?"""
+    """The fields of the `tuned` event, and `is_emitted`: whether the journal has the event."""
     path = run_dir / SELECTION_FILE
     return json.loads(path.read_text()) if path.is_file() else None
 
@@ -48,8 +48,8 @@ def state_folder(run_dir: Path, number: int) -> Path:
 
 
 def save_trial_state(session: Session, trial: Trial) -> None:
-    """A trial can go on from where it stood. Those of others are forgotten only when this one's
-    file is written.
+    """Save a checkpoint of the trial, so that the run can continue from it. The states of other
+    trials are deleted after the trial's own file is written.
     """
     state_dir = state_folder(session.run_dir, trial.number)
     shutil.rmtree(state_dir, ignore_errors=True)
@@ -67,7 +67,7 @@ def delete_trial_states(run_dir: Path, *, keep: tuple[int, ...] = ()) -> None:
 
 
 def select_better_trial(best_trial: Trial | None, trial: Trial) -> Trial | None:
-    """The one with the lower loss, of those that went all the way."""
+    """The completed trial with the lower loss."""
     if trial.state != "done":
         return best_trial
     return (
@@ -80,11 +80,14 @@ def select_better_trial(best_trial: Trial | None, trial: Trial) -> Trial | None:
 def compare_with_baseline(
     baseline: Trial, best_trial: Trial, tokens: list[int]
 ) -> tuple[dict[str, Any], Trial]:
-    """What the rows that no trial saw say of the best trial against the plan's own guess, and which
-    of the two goes on.
+    """Compare the best trial with the planned settings on the comparison rows. Returns fields of
+    the `tuned` event and the trial that the run continues with.
     """
     if baseline.state != "done":
-        message = f"The plan's own guess failed; trial {best_trial.number + 1} goes on."
+        message = (
+            "The trial with the planned settings failed. The run continues with trial "
+            f"{best_trial.number + 1}."
+        )
         return {"winner": best_trial.number, "rows": 0, "message": message}, best_trial
     difference, standard_error = compare_trials(baseline, best_trial, tokens)
     comparison = {
@@ -95,28 +98,22 @@ def compare_with_baseline(
         "standard_error": standard_error,
         "rows": len(tokens),
     }
-    rows_description, difference_description = (
-        f"{len(tokens)} rows that no trial saw",
-        f"{abs(difference):.3f} (± {2 * standard_error:.3f}) after {best_trial.step} steps",
+    name = f"Trial {best_trial.number + 1}"
+    details = (
+        f"difference {abs(difference):.3f} (± {2 * standard_error:.3f}) after {best_trial.step} "
+        f"steps, on {len(tokens)} rows that no trial used"
     )
     if best_trial.number == baseline.number:
-        return comparison | {
-            "message": "No trial beat the plan's own guess, which goes on."
-        }, baseline
+        message = "No trial beat the planned settings. The run continues with them."
+        return comparison | {"message": message}, baseline
     if difference > 2 * standard_error:
-        return comparison | {
-            "message": f"Trial {best_trial.number + 1} beats the plan's own guess by {difference_description} on {rows_description}, and "
-            "goes on."
-        }, best_trial
+        message = f"{name} beats the planned settings and is used: {details}."
+        return comparison | {"message": message}, best_trial
     if difference < -2 * standard_error:
         message = (
-            f"Trial {best_trial.number + 1} looked best, but is worse than the plan's own guess by "
-            f"{difference_description} on {rows_description}."
+            f"{name} had the lowest loss, but is worse than the planned settings: {details}. "
+            "The run continues with the planned settings."
         )
-        message += " The guess goes on."
         return comparison | {"winner": baseline.number, "message": message}, baseline
-    message = (
-        f"Trial {best_trial.number + 1} goes on; on {rows_description} it differs from the plan's own guess by "
-        f"no more than chance, {difference_description}."
-    )
-    return comparison | {"message": message}, best_trial
+    message = f"{name} is used, but does not differ significantly from the planned settings: "
+    return comparison | {"message": f"{message}{details}."}, best_trial

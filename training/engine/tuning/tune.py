@@ -1,10 +1,10 @@
-"""Short trials before a run, on one loaded base: they choose rates, ranks and layers by held-out
-loss, and the best one goes on.
+"""Hyperparameter tuning before a run: short trials on one loaded base model choose learning rate,
+rank, alpha and target modules by held-out loss.
 
-Every second held-out row chooses; the others are seen by no trial and tell at the end whether the
-winner is better than the plan's own guess. A trial follows the whole run's learning rates, so that
-it can go on where it stands. Each one is a file in RUN_DIR/trials; an engine that was killed goes
-on with the next.
+Half of the held-out rows select the best trial. The other half is used by no trial; at the end it
+shows whether the best trial is better than the planned settings. Each trial follows the learning
+rate schedule of the complete run, so the run can continue from the best trial's checkpoint. Every
+trial is a file in RUN_DIR/trials; a restarted engine continues with the next trial.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from training.engine.tuning.selection import (
     select_better_trial,
 )
 
-MIN_EVAL_ROWS = 8  # held out: below, the halves say nothing
+MIN_EVAL_ROWS = 8  # With fewer held-out rows the two halves are too small to compare trials
 TIMED_STEPS = 3
 
 TuningEvents = Generator[Event, None, Outcome | None]
@@ -47,10 +47,11 @@ TuningEvents = Generator[Event, None, Outcome | None]
 
 @dataclass
 class TuningRun:
-    """What all trials share. `seeing` rows choose, `unseen` ones compare; `spent` and `budget` are
-    steps.
+    """The state that all trials of a run share. `spent` and `budget` are in steps.
 
-    Minutes are made steps by the first three, and after each trial by what the trials really took.
+    `selection_rows` choose the best trial, `comparison_rows` compare it with the baseline. A budget
+    in minutes is converted to steps: first by timing three steps, then, after each trial, by the
+    measured time of all trials.
     """
 
     session: Session
@@ -60,11 +61,11 @@ class TuningRun:
     budget: int
     spent: int = 0
     seconds: float = 0.0
-    is_fresh: bool = True  # the session stands at step 0 with the plan's own settings
+    is_fresh: bool = True  # At step 0 with the planned settings
 
     def add_trial_time(self, trial: Trial) -> None:
-        """A trial's seconds, with all that a step alone does not show: measuring, saving, wrapping
-        anew.
+        """Add a trial's time, which includes evaluating, saving and wrapping the model, and update
+        a budget in minutes.
         """
         self.seconds += trial.seconds
         minutes = self.session.config.tuning_budget_minutes
@@ -76,16 +77,17 @@ class TuningRun:
 
 
 def run_tuning(session: Session, stop_signals: StopSignals) -> TuningEvents:
-    """Run trials until the budget is spent; leaves the session as the winner at its last step.
-    Returns an order to end, or None.
+    """Run trials until the budget is spent, then put the session into the state of the winner.
+    Returns the outcome of a requested stop, or None.
 
     Raises:
-        DataError: too few held-out rows to choose by.
+        DataError: there are too few held-out rows.
+        Diverged: no trial completed.
     """
     if len(session.eval_rows) < MIN_EVAL_ROWS:
         raise DataError(
-            f"Trials compare held-out losses, and {len(session.eval_rows)} held-out rows are too "
-            f"few; hold out {MIN_EVAL_ROWS} or more, or switch the trials off.",
+            f"Tuning needs at least {MIN_EVAL_ROWS} held-out rows, and there are "
+            f"{len(session.eval_rows)}. Hold out more rows, or set tuning_budget_fraction to 0.",
             field="tuning_budget_fraction",
         )
     saved_trials = list(load_trials(session.run_dir))
@@ -140,21 +142,22 @@ def start_tuning(session: Session, saved_trials: list[Trial]) -> TuningRun:
 
 
 def measure_step_seconds(session: Session) -> float:
-    """Of the first steps, forward and backward alone: nothing is learned by it."""
+    """Mean seconds of the first steps, forward and backward only. The weights do not change."""
     began = time.monotonic()
     for batches in session.plan.steps[:TIMED_STEPS]:
         for batch in batches:
             tensors = evaluate.collate(
                 batch, session.rows, session.tokenizer.pad_token_id, session.device
             )
-            session.head.compute_loss_sum(session.model, *tensors).backward()  # type: ignore[no-untyped-call]
+            loss = session.head.compute_loss_sum(session.model, *tensors)
+            loss.backward()  # type: ignore[no-untyped-call]
         session.optimizer.zero_grad(set_to_none=True)
     return (time.monotonic() - began) / min(TIMED_STEPS, len(session.plan.steps))
 
 
 def list_module_sets(model: Any, config: RunConfig) -> list[str]:
-    """The plan's layers; and those of attention alone and of the feed-forward part alone, where
-    their names differ.
+    """The values of target_modules to choose from: the planned one, only attention layers, and only
+    MLP layers. Just the planned one if attention and MLP layers share names.
     """
     module_names: dict[str, set[str]] = {"attn": set(), "mlp": set()}
     for name in (
@@ -170,8 +173,8 @@ def list_module_sets(model: Any, config: RunConfig) -> list[str]:
 
 
 def run_trial(tuning: TuningRun, trial: Trial, stop_signals: StopSignals) -> TuningEvents:
-    """Train a trial from rung to rung, until it is done, stopped early or failed. The first one is
-    the session as it stands.
+    """Train a trial from rung to rung until it is done, stopped early or failed. The first trial
+    uses the session as it is. Returns the outcome of a requested stop, or None.
     """
     session, began = tuning.session, time.monotonic()
     yield "trial", build_trial_fields(tuning, trial)
@@ -191,7 +194,7 @@ def run_trial(tuning: TuningRun, trial: Trial, stop_signals: StopSignals) -> Tun
                 row.trained_tokens for row in tuning.selection_rows
             )
             if not math.isfinite(loss):
-                raise Diverged(f"Its held-out loss became {loss:g} at step {rung}.")
+                raise Diverged(f"The held-out loss became {loss:g} at step {rung}.")
             trial.losses[rung] = loss
             if not tuning.search.should_continue(trial, loss):
                 trial.state = "stopped"
@@ -203,7 +206,7 @@ def run_trial(tuning: TuningRun, trial: Trial, stop_signals: StopSignals) -> Tun
             trial.comparison_losses = compute_row_losses(session, tuning.comparison_rows)
     except (Diverged, torch.OutOfMemoryError) as error:
         if trial.number == 0 and not trial.steps:
-            raise  # it is the run as it was planned, and cannot take one step
+            raise  # The planned run itself cannot complete one step
         trial.state = "failed"
         tuning.spent += not trial.steps
         yield "log", {"level": "warning", "text": f"Trial {trial.number + 1} failed: {error}"}
@@ -213,10 +216,10 @@ def run_trial(tuning: TuningRun, trial: Trial, stop_signals: StopSignals) -> Tun
 
 
 def build_trial_fields(tuning: TuningRun, trial: Trial) -> dict[str, Any]:
-    """What a `trial` event tells. Losses by step, nats per trained token."""
+    """Fields of a `trial` event. Losses are pairs of step and nats per trained token."""
     return {
         "number": trial.number,
-        "step": 0,  # of the run, which has not begun
+        "step": 0,  # The run itself has not started
         "settings": trial.settings,
         "steps": trial.step,
         "losses": [[step, loss] for step, loss in trial.losses.items()],
@@ -229,7 +232,9 @@ def build_trial_fields(tuning: TuningRun, trial: Trial) -> dict[str, Any]:
 
 
 def reset_adapter(session: Session, settings: dict[str, Any]) -> None:
-    """The same base with a new adapter at step 0."""
+    """Replace the session's adapter by a new one with these settings, on the same base model, at
+    step 0.
+    """
     session.head.remove_hook()
     base = session.model.unload()
     session.optimizer.zero_grad(set_to_none=True)
@@ -246,8 +251,8 @@ def reset_adapter(session: Session, settings: dict[str, Any]) -> None:
 
 
 def compute_row_losses(session: Session, rows: list[EncodedRow]) -> list[float]:
-    """Sum of the cross entropy of each row, in nats: batches hold one row, so that rows can be
-    compared in pairs.
+    """Sum of the cross entropy of each row, in nats. Each batch holds one row, so two trials can
+    be compared row by row.
     """
     pad_id, device = session.tokenizer.pad_token_id, session.device
     with evaluate.eval_mode(session.model):
@@ -262,19 +267,23 @@ def compute_row_losses(session: Session, rows: list[EncodedRow]) -> list[float]:
 
 
 def apply_best_trial(tuning: TuningRun, best_trial: Trial | None) -> Generator[Event, None, None]:
-    """Say who won and by how much, put the winner's state into the session, and let the run go on
-    from there.
+    """Select the winner, load its state into the session, and emit its steps and the `tuned`
+    event.
+
+    Raises:
+        Diverged: no trial completed.
     """
     session = tuning.session
     baseline = next(iter(load_trials(session.run_dir)))
     if best_trial is None:
         raise Diverged(
-            "Not one trial got to its end; a lower learning rate or less memory is the usual cure."
+            "No trial completed. Use a lower learning rate, or settings that need less memory."
         )
     comparison, winner = compare_with_baseline(
         baseline, best_trial, [row.trained_tokens for row in tuning.comparison_rows]
     )
-    # First: an attempt that breaks off here rewinds to step 0, and these with it
+    # Emit the steps first: if the engine is killed here, the next attempt resumes at step 0, which
+    # discards them
     for step in winner.steps:
         yield "step", step
     reset_adapter(session, winner.settings)
@@ -283,7 +292,7 @@ def apply_best_trial(tuning: TuningRun, best_trial: Trial | None) -> Generator[E
         "step": winner.step,
         "settings": winner.settings,
         "spent": tuning.spent,
-        **describe_model_size(session),
+        "trainable_parameters": session.count_trainable_parameters(),
     }
     save_selection(session.run_dir, fields, is_emitted=False)
     session.config = apply_selection(session.run_dir, session.config)
@@ -298,18 +307,14 @@ def apply_best_trial(tuning: TuningRun, best_trial: Trial | None) -> Generator[E
     yield from emit_tuned_event(session.run_dir)
     yield from evaluate.evaluate_loss(session)
     yield from evaluate.generate_sample(session)
-    yield from save_checkpoint(session)  # anew, with what was measured
+    yield from save_checkpoint(session)  # Again, now with the evaluation in its trainer state
 
 
 def emit_tuned_event(run_dir: Path) -> Generator[Event, None, None]:
-    """The `tuned` event, unless it is in the journal: an engine may be killed after it chose and
-    before it told.
+    """Emit the `tuned` event if the journal does not have it. The engine may have been killed after
+    saving the selection and before emitting the event.
     """
     selection = load_selection(run_dir)
     if selection is not None and not selection.pop("is_emitted"):
         yield "tuned", selection
         save_selection(run_dir, selection, is_emitted=True)
-
-
-def describe_model_size(session: Session) -> dict[str, int]:
-    return {"trainable_parameters": session.count_trainable_parameters()}
