@@ -39,7 +39,7 @@ def test_auto_plans_with_locked_settings_and_trains_an_adapter(page, instance):
         page.get_by_text(re.compile(r"forecast [\d.]+ [kMG]B, measured [\d.]+ [kMG]B"))
     ).to_be_visible()
     page.get_by_role("tab", name="Plan").click()
-    expect(page.locator("#tab-plan")).to_contain_text("The plan would take")
+    expect(page.locator("#tab-plan")).to_contain_text("The plan would use")
     expect(page.locator("#tab-config")).to_be_hidden()
 
 
@@ -76,7 +76,7 @@ def test_trials_are_listed_and_the_selected_one_continues(page, instance):
     rows = page.locator("[data-trials] tbody tr")
     assert rows.count() >= 3
     expect(page.locator("[data-trials] tbody tr.best")).to_contain_text("selected")
-    expect(page.locator("[data-verdict]")).to_contain_text("the plan's own guess")
+    expect(page.locator("[data-verdict]")).to_contain_text("the planned settings")
     expect(page.locator("[data-live=step]")).to_have_text("16 / 16")
     expect(page.locator("[data-parallel] .main-svg").first).to_be_visible()
 

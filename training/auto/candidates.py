@@ -1,8 +1,8 @@
-"""The ways to run that a plan goes through until one fits: the quickest first.
+"""Candidate configurations that a plan tries until one fits the device, fastest first.
 
-Before a slower technique comes a smaller batch (costs nothing but patience: gradients are
-accumulated), then gradient checkpointing (a third more time). Full fine-tuning gives up bits of
-AdamW's states, then of the weights, before it is refused.
+Before a slower method, a plan tries smaller batches with gradient accumulation, then gradient
+checkpointing (a third more time). Full fine-tuning first reduces AdamW's states to 8 bits and then
+the weights to bf16.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from training.engine.config import RunConfig
 from training.engine.methods import METHODS
 from training.errors import UserError
 
-PREFERRED_METHODS = ("lora", "qlora")  # that a plan takes by itself, in this order
-LAST_RESORT_METHOD = "prompt"  # where the model has nothing that those could adapt
+PREFERRED_METHODS = ("lora", "qlora")  # Tried in this order unless the method is locked
+LAST_RESORT_METHOD = "prompt"  # For models without layers that LoRA could adapt
 FEWER_BITS: tuple[dict[str, str], ...] = (
     {},
     {"optim": "adamw_8bit"},
@@ -29,7 +29,7 @@ FEWER_BITS: tuple[dict[str, str], ...] = (
 
 @dataclass(frozen=True)
 class Candidate:
-    """One way to run: what it takes of memory at its fullest moment, and what is free for it."""
+    """A configuration with its memory forecast and the memory available to it."""
 
     config: RunConfig
     forecast: Mapping[str, Any]
@@ -42,18 +42,16 @@ class Candidate:
     @property
     def description(self) -> str:
         checkpointing = " with gradient checkpointing" if self.config.gradient_checkpointing else ""
-        return (
-            f"{METHODS[self.config.method].title}{checkpointing}, {self.config.max_tokens_per_batch:,} "
-            "tokens at once"
-        )
+        title = METHODS[self.config.method].title
+        return f"{title}{checkpointing}, {self.config.max_tokens_per_batch:,} tokens per batch"
 
 
 def iter_candidates(
     draft: PlanDraft, common_settings: dict[str, Any], step_tokens: int, problems: list[UserError]
 ) -> Iterator[Candidate]:
-    """Batches cut in halves, then gradient checkpointing, then fewer bits, then the next technique.
+    """Halve the batch, then add gradient checkpointing, then use fewer bits, then the next method.
 
-    A technique that this model cannot have is passed over; why goes to `problems`.
+    A method that does not work with this model is skipped; its error is added to `problems`.
     """
     if "method" in draft.locked:
         yield from iter_method_candidates(
@@ -75,7 +73,7 @@ def iter_candidates(
         if method == LAST_RESORT_METHOD and own_settings[
             "max_length"
         ] + last_resort.prepended_tokens > (draft.inputs.context_length or math.inf):
-            return  # rows as long as the context leave no room in front of them
+            return  # Rows as long as the context leave no positions for virtual tokens
         try:
             yield from iter_method_candidates(draft, method, own_settings, step_tokens)
         except UserError as error:
@@ -117,7 +115,7 @@ def iter_method_candidates(
 def iter_batch_halvings(
     draft: PlanDraft, settings: dict[str, Any], step_tokens: int
 ) -> Iterator[Candidate]:
-    """The batch whole, then in halves down to one row, with as many accumulated."""
+    """Halve the batch down to one row. Gradient accumulation keeps the tokens of a step."""
     locked_tokens, locked_accumulation = (
         draft.locked.get("max_tokens_per_batch"),
         draft.locked.get("gradient_accumulation_steps"),
@@ -138,8 +136,7 @@ def iter_batch_halvings(
             draft.inputs.free_bytes * (1 - rules.MEMORY_MARGIN),
         )
         smaller = max(config.max_length, rules.round_up(batch_tokens / 2, 16))
-        if (
-            locked_tokens or smaller >= batch_tokens
-        ):  # rows shorter than 16 tokens leave no smaller batch
+        # With rows shorter than 16 tokens there is no smaller batch
+        if locked_tokens or smaller >= batch_tokens:
             return
         batch_tokens = smaller

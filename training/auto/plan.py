@@ -1,8 +1,8 @@
-"""Auto LLM's plan: the settings of a run with the reason for each. Pure: memory and steps are asked
-of the situation.
+"""Auto LLM's plan: the settings of a run, each with a reason. It has no side effects; PlanInputs
+provides the memory forecast and the step count.
 
-The technique is LoRA where it fits, QLoRA where memory is short, another one when it is locked or
-nothing else is possible.
+The method is LoRA if it fits, QLoRA if memory is short, and another one only if it is locked or
+nothing else works with the model.
 """
 
 from __future__ import annotations
@@ -24,19 +24,19 @@ NOTHING_FITS = "nothing_fits"
 def make_plan(
     inputs: PlanInputs, *, goal: str = "task", locked: Mapping[str, Any] | None = None
 ) -> Plan:
-    """The plan around what is locked.
+    """Choose all settings that are not locked.
 
     Raises:
-        ConfigError: a locked setting is wrong; `field` names it.
-        UserError: nothing fits the device; says what would, or the technique does not fit the
-            model.
+        ConfigError: a locked setting is invalid; `field` names it.
+        UserError: nothing fits the device (the message names what would), or the method does not
+            work with the model.
     """
     if goal not in GOALS:
         raise UserError(
-            f"The goal is {goal[:40]!r}; it must be one of {', '.join(GOALS)}.", field="goal"
+            f"Unknown goal {goal[:40]!r}. Use one of: {', '.join(GOALS)}.", field="goal"
         )
     draft = PlanDraft(inputs, goal, locked or {})
-    # A wrong lock is told first
+    # Report an invalid lock before anything else
     RunConfig.from_dict({"max_tokens_per_batch": 131_072, "max_length": 8, **draft.locked})
     length = rules.choose_max_length(draft)
     epochs = rules.choose_epochs(draft)
@@ -74,10 +74,10 @@ def make_plan(
 def try_candidates(
     draft: PlanDraft, common_settings: dict[str, Any], step_tokens: int
 ) -> list[Candidate]:
-    """Ways to run in the order of `setups`; the last one fits.
+    """Forecast candidates in order until one fits. Returns those tried; the last one fits.
 
     Raises:
-        UserError: none fits, or none is possible with this model.
+        UserError: none fits, or no method works with this model.
     """
     candidates: list[Candidate] = []
     problems: list[UserError] = []
@@ -91,8 +91,8 @@ def try_candidates(
 
 
 def choose_lora_settings(draft: PlanDraft) -> dict[str, Any]:
-    """Rank, alpha and modules, where the technique has them; they are chosen before it, since
-    memory depends on them.
+    """Choose rank, alpha and target modules if the method has them. They come before the method
+    because memory depends on them.
     """
     method = draft.locked.get("method", "lora")
     if "rank" not in METHODS[method].settings:
@@ -106,7 +106,7 @@ def choose_lora_settings(draft: PlanDraft) -> dict[str, Any]:
 
 
 def compute_step_tokens(inputs: PlanInputs, length: int, rows_per_step: int) -> int:
-    """Tokens of a step that holds about so many rows."""
+    """Tokens of a step with about this many rows."""
     mean_length = float(inputs.lengths.clip(max=length).mean())
     return max(length, rules.round_up(rows_per_step * mean_length, 64))
 
@@ -118,12 +118,10 @@ def choose_method(draft: PlanDraft, candidates: list[Candidate], selected: Candi
         (one for one in reversed(candidates) if one.config.method != method), None
     )
     if other_candidate is not None:
-        why = (
-            f"{title}: {other_candidate.description}, would need {format_memory_use(inputs, other_candidate.forecast['peak'])}; {title} "
-            f"needs {peak}."
-        )
+        needed = format_memory_use(inputs, other_candidate.forecast["peak"])
+        why = f"{title} needs {peak}. {other_candidate.description} would need {needed}."
         alternative = (
-            "LoRA is quicker and a little more exact; free memory or take shorter rows for it."
+            "LoRA is faster and slightly more accurate. To use it, free memory or shorten the rows."
         )
     else:
         why = f"{title} fits: {peak} of {format_bytes(inputs.free_bytes)} free on {inputs.device}."
@@ -143,14 +141,14 @@ def choose_method(draft: PlanDraft, candidates: list[Candidate], selected: Candi
     )
     if selected.config.gradient_checkpointing and without_checkpointing is not None:
         why = (
-            f"On: without it even {without_checkpointing.config.max_tokens_per_batch:,} tokens at once would need "
-            f"{format_bytes(without_checkpointing.forecast['peak'])}."
+            f"On: without it, {without_checkpointing.config.max_tokens_per_batch:,} tokens per "
+            f"batch would need {format_bytes(without_checkpointing.forecast['peak'])}."
         )
-        alternative = "Off would be about a third quicker."
+        alternative = "Off would be about a third faster."
     else:
         why, alternative = (
-            f"Off: {peak} fit without it.",
-            "On would save activations' memory and take about a third longer.",
+            f"Off: the run fits without it ({peak}).",
+            "On would need less memory for activations and take about a third longer.",
         )
     source = "Chen et al. 2016, Training Deep Nets with Sublinear Memory Cost"
     draft.choose_setting(
@@ -164,11 +162,9 @@ def choose_method(draft: PlanDraft, candidates: list[Candidate], selected: Candi
 
 
 def format_memory_use(inputs: PlanInputs, needed_bytes: float) -> str:
-    """`17.2 GB of 15.6 GB free`; what is so near to all of it that the forecast may miss is told
-    with the reserve.
-    """
+    """`17.2 GB of 15.6 GB free`. If it exceeds only the safety margin, the margin is mentioned."""
     margin_message = (
-        f" (a plan leaves {rules.MEMORY_MARGIN:.0%} of it alone)".replace("%", " %")
+        f" (plans leave {rules.MEMORY_MARGIN:.0%} free as a margin)"
         if needed_bytes <= inputs.free_bytes
         else ""
     )
@@ -178,8 +174,8 @@ def format_memory_use(inputs: PlanInputs, needed_bytes: float) -> str:
 def choose_precision_and_optimizer(
     draft: PlanDraft, candidates: list[Candidate], selected: Candidate
 ) -> None:
-    """Precision and optimizer: as suits the device, or with fewer bits where full fine-tuning would
-    not fit.
+    """Use the device's best precision and AdamW, or fewer bits if full fine-tuning would not
+    fit.
     """
     inputs, config = draft.inputs, selected.config
     wider_weights = next(
@@ -187,15 +183,15 @@ def choose_precision_and_optimizer(
     )
     if wider_weights is not None:
         why = (
-            f"bf16 weights: with fp32 ones {wider_weights.description}, would need "
+            f"bf16 weights: with fp32 weights, {wider_weights.description} would need "
             f"{format_memory_use(inputs, wider_weights.forecast['peak'])}."
         )
         alternative = (
-            "mixed would keep small steps, which bf16 weights round away; free memory for it."
+            "mixed keeps small updates that bf16 weights round away. To use it, free memory."
         )
     else:
-        why = f"Computes in {selected.forecast['precision']}, which suits {inputs.device} best."
-        alternative = "fp32 everywhere would be slower where bf16 is at hand."
+        why = f"Computes in {selected.forecast['precision']}, the best choice on {inputs.device}."
+        alternative = "fp32 would be slower on devices with bf16."
     source = "Kalamkar et al. 2019, A Study of BFLOAT16 for Deep Learning Training"
     draft.choose_setting("precision", config.precision, why, alternative=alternative, source=source)
     why = f"{OPTIMIZER_DESCRIPTIONS[selected.forecast['optimizer']]}."
@@ -204,14 +200,14 @@ def choose_precision_and_optimizer(
     )
     if wider_states is not None:
         why = (
-            f"AdamW with states of 8 bits: with 32 bits {wider_states.description}, would need "
+            f"8-bit AdamW: with 32-bit states, {wider_states.description} would need "
             f"{format_memory_use(inputs, wider_states.forecast['peak'])}."
         )
     is_8bit = "8bit" in selected.forecast["optimizer"]
     alternative = (
-        "States of "
-        f"{'32 bits would take four times' if is_8bit else '8 bits would take a quarter of'} the "
-        "memory."
+        "32-bit states would need four times the memory."
+        if is_8bit
+        else "8-bit states would need a quarter of the memory."
     )
     draft.choose_setting(
         "optim",
@@ -223,15 +219,15 @@ def choose_precision_and_optimizer(
 
 
 OPTIMIZER_DESCRIPTIONS = {
-    "adamw_torch": "AdamW, 8 bytes a trained parameter: with an adapter that is little",
-    "adamw_8bit": "AdamW with states of 8 bits",
-    "paged_adamw_8bit": "AdamW with states of 8 bits, which may move to the host for a moment "
-    "when the card is full",
+    "adamw_torch": "AdamW needs 8 bytes per trained parameter, which is little for an adapter",
+    "adamw_8bit": "AdamW with 8-bit states",
+    "paged_adamw_8bit": "AdamW with 8-bit states that can move to host memory while the GPU is "
+    "full",
 }
 
 
 def describe_other_method(draft: PlanDraft, selected: Candidate, method: str) -> str:
-    """What the nearest other technique would need."""
+    """The memory that the closest other method would need."""
     title, inapplicable = (
         METHODS[method].title,
         RunConfig.from_dict({"method": method}).inapplicable_settings(),
@@ -246,14 +242,12 @@ def describe_other_method(draft: PlanDraft, selected: Candidate, method: str) ->
     except UserError as error:
         if error.field not in ("model", "method"):
             raise
-        return f"{title} is not possible here: {error.message}"
+        return f"{title} does not work here: {error.message}"
     if method == "lora":
-        return (
-            f"LoRA, which most adapters are made with, would need {format_bytes(forecast['peak'])}."
-        )
+        return f"LoRA, the most common method, would need {format_bytes(forecast['peak'])}."
     return (
-        f"QLoRA would need {format_bytes(forecast['peak'])}; it is slower and rounds the base to 4 "
-        "bits."
+        f"QLoRA would need {format_bytes(forecast['peak'])}. It is slower and quantizes the base "
+        "model to 4 bits."
     )
 
 
@@ -264,31 +258,31 @@ def choose_batch(draft: PlanDraft, selected: Candidate) -> None:
     )
     mean_length = float(draft.inputs.lengths.clip(max=selected.config.max_length).mean())
     rows_description = (
-        f"about {max(1, round(batch_tokens * accumulation / mean_length))} rows a step"
+        f"about {max(1, round(batch_tokens * accumulation / mean_length))} rows per step"
     )
     peak = format_bytes(selected.forecast["peak"])
     why = (
-        f"The whole step at once, {rows_description}: {peak} at its fullest moment."
+        f"One batch per step, {rows_description}: peak memory {peak}."
         if accumulation == 1
-        else f"So much fits at once: {peak}."
+        else f"The largest batch that fits: peak memory {peak}."
     )
     alternative = (
-        "Larger steps make fewer of them; LoRA learns worse from large batches."
+        "Larger batches give fewer steps, and LoRA learns worse from large batches."
         if accumulation == 1
-        else "More would not fit."
+        else "Larger batches would not fit."
     )
     draft.choose_setting(
         "max_tokens_per_batch", batch_tokens, why, alternative=alternative, source=rules.LORA_GUIDE
     )
     why = (
-        f"{accumulation} x {batch_tokens:,} tokens make {rows_description}."
+        f"{accumulation} x {batch_tokens:,} tokens are {rows_description}."
         if accumulation > 1
-        else "Nothing to add up: a step fits at once."
+        else "No accumulation needed: a complete step fits in one batch."
     )
     alternative = (
-        "1 would make steps of fewer rows, whose gradients say less."
+        "1 would give steps with fewer rows and noisier gradients."
         if accumulation > 1
-        else "2 would make half as many steps."
+        else "2 would give half as many steps."
     )
     draft.choose_setting(
         "gradient_accumulation_steps",
@@ -300,11 +294,16 @@ def choose_batch(draft: PlanDraft, selected: Candidate) -> None:
 
 
 def raise_nothing_fits(draft: PlanDraft, candidates: list[Candidate]) -> NoReturn:
-    """Raises UserError: nothing fits; names the nearest that would."""
+    """Report that nothing fits, and what would.
+
+    Raises:
+        UserError: always. `field` is `max_length` if shorter rows would fit, otherwise `model`.
+    """
     smallest = min(candidates, key=lambda candidate: float(candidate.forecast["peak"]))
     message = (
-        f"Nothing fits: the least, {smallest.description}, needs {format_bytes(smallest.forecast['peak'])} of "
-        f"{format_bytes(draft.inputs.free_bytes)} free."
+        f"Not enough memory. The smallest option, {smallest.description}, needs "
+        f"{format_bytes(smallest.forecast['peak'])}; {format_bytes(draft.inputs.free_bytes)} are "
+        "free."
     )
     length = smallest.config.max_length
     while length > 64:
@@ -320,12 +319,13 @@ def raise_nothing_fits(draft: PlanDraft, candidates: list[Candidate]) -> NoRetur
         ):
             truncated_percent = 100 * draft.inputs.truncated_share(length)
             raise UserError(
-                f"{message} With rows cut at {length} tokens ({truncated_percent:.0f} % are longer) it would fit.",
+                f"{message} With max_length {length} it would fit; {truncated_percent:.0f}% of the "
+                "rows are longer.",
                 field="max_length",
                 code=NOTHING_FITS,
             )
     raise UserError(
-        f"{message} Take a smaller model, or free memory on {draft.inputs.device}.",
+        f"{message} Use a smaller model, or free memory on {draft.inputs.device}.",
         field="model",
         code=NOTHING_FITS,
     )
@@ -346,11 +346,13 @@ CHOICE_ORDER = (
 
 
 def sort_choices(choices: list[Choice]) -> list[Choice]:
-    """What people look for first, first."""
+    """Sort the settings that people look for first to the top."""
     return sorted(
         choices,
-        key=lambda one: (
-            CHOICE_ORDER.index(one.setting) if one.setting in CHOICE_ORDER else len(CHOICE_ORDER)
+        key=lambda choice: (
+            CHOICE_ORDER.index(choice.setting)
+            if choice.setting in CHOICE_ORDER
+            else len(CHOICE_ORDER)
         ),
     )
 

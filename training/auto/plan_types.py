@@ -1,4 +1,6 @@
-"""What a plan is made for, and what a plan is. It knows no ORM, no request and no torch."""
+"""Data types of Auto LLM: the inputs of a plan, its choices, and the plan. No ORM, no HTTP and no
+torch here.
+"""
 
 from __future__ import annotations
 
@@ -14,30 +16,31 @@ from training.engine.config import RunConfig
 from training.errors import UserError
 from training.formatting import format_setting
 
-# What the adapter is for -> rank to begin with, and its words. Ranks: Biderman et al. 2024, "LoRA
-# Learns Less and Forgets Less" (style needs little, code and mathematics 64 and more), and the
-# guides of Unsloth and LLaMA-Factory (8 to 64).
+# Goal of the adapter -> starting rank and description. Ranks: Biderman et al. 2024, "LoRA Learns
+# Less and Forgets Less" (style needs little, code and mathematics 64 and more), and the guides of
+# Unsloth and LLaMA-Factory (8 to 64).
 GOALS: dict[str, tuple[int, str]] = {
-    "task": (16, "a task, by examples"),
-    "style": (8, "a tone or a format"),
-    "knowledge": (32, "the knowledge of a field"),
-    "hard": (64, "hard tasks, such as code or reasoning"),
+    "task": (16, "learning a task from examples"),
+    "style": (8, "a tone or format"),
+    "knowledge": (32, "domain knowledge"),
+    "hard": (64, "hard tasks such as code or reasoning"),
 }
 
 
 @dataclass(frozen=True, kw_only=True)
 class PlanInputs:
-    """`lengths` and `trained` are int32 arrays of tokens, one number a measured row; bytes are
-    those of the device that trains.
+    """What a plan depends on: model, data, device, and two functions that evaluate a config.
 
-    `need(config)` is a memory forecast with `peak`, `precision` and `optimizer`; it raises
-    UserError where the technique does not fit the model. `steps(config)` counts optimizer steps.
+    `lengths` and `trained_lengths` are int32 arrays with the tokens of each measured row; bytes are
+    those of the training device. `forecast_memory(config)` returns a forecast with `peak`,
+    `precision` and `optimizer`, and raises UserError if the method does not work with the model.
+    `count_steps(config)` returns the number of optimizer steps.
     """
 
     model: str
     hidden_size: int
     context_length: int | None
-    parameters_per_rank: int  # what one more rank adds over all linear layers
+    parameters_per_rank: int  # Parameters that rank 1 adds over all linear layers
     rows: int
     eval_rows: int
     lengths: NDArray[np.int32]
@@ -50,7 +53,7 @@ class PlanInputs:
 
     @property
     def trained_tokens(self) -> int:
-        """Of one epoch over all rows, from the measured ones."""
+        """Trained tokens of one epoch over all rows, estimated from the measured rows."""
         return int(self.trained_lengths.sum() * self.rows / max(1, len(self.trained_lengths)))
 
     def truncated_share(self, length: int) -> float:
@@ -59,8 +62,8 @@ class PlanInputs:
 
 @dataclass(frozen=True)
 class Choice:
-    """A setting with its sentence, the nearest alternative that was rejected, and where the rule
-    comes from.
+    """A setting of the plan with its reason, the closest rejected alternative, and the source of
+    the rule.
     """
 
     setting: str
@@ -87,7 +90,7 @@ class Plan:
 
 @dataclass
 class PlanDraft:
-    """A plan in the making. What a person locked wins; the plan's own choice is then told as the
+    """A plan under construction. A locked value always wins; the plan's own choice then becomes the
     alternative.
     """
 
@@ -102,9 +105,9 @@ class PlanDraft:
         if setting in self.locked:
             locked_value = self.locked[setting]
             plan_choice = (
-                f"The plan would take {format_setting(value)}: {why}"
+                f"The plan would use {format_setting(value)}. {why}"
                 if locked_value != value
-                else "The rest is planned around it."
+                else "The plan would use the same value."
             )
             self.choices.append(
                 Choice(
@@ -121,12 +124,14 @@ class PlanDraft:
         return value
 
     def check_unused_locks(self) -> None:
-        """Raises UserError: something is locked that the plan does not choose, so the lock would be
-        without effect.
+        """Check that the plan chooses every locked setting.
+
+        Raises:
+            UserError: it does not choose a locked setting, so the lock would have no effect.
         """
         unused = sorted(set(self.locked) - {choice.setting for choice in self.choices})
         if unused:
             raise UserError(
-                f"{unused[0]} cannot be locked in this plan; leave it out, or choose the settings.",
+                f"{unused[0]} cannot be locked in this plan. Remove the lock, or switch to Manual.",
                 field=unused[0],
             )

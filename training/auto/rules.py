@@ -1,5 +1,5 @@
-"""The rules of a plan, one a setting, each with where it comes from. They fill a Draft in the order
-of training/auto/plan.py.
+"""The rules of a plan: one function per setting or group, each with its source. plan.py calls them
+in order; they add choices to a PlanDraft.
 """
 
 from __future__ import annotations
@@ -20,12 +20,11 @@ LORA_GUIDE = "LoRA Without Regret, Schulman et al. 2025"
 MAX_TRUNCATED_SHARE = 0.01
 MAX_RANK = 128
 FEW_ROWS = 200
-SHORT_RUN_STEPS = 100  # steps
-MEMORY_MARGIN = (
-    0.05  # of the free memory; the forecast's worst error is about as much (docs/benchmarks.md)
-)
+SHORT_RUN_STEPS = 100
+# Share of the free memory; the largest error of the forecast is about as much (docs/benchmarks.md)
+MEMORY_MARGIN = 0.05
 EVALS_PER_RUN = 10
-MIN_STABLE_EVAL_ROWS = 20  # rows: with fewer, the held-out loss jumps too much to stop by it
+MIN_STABLE_EVAL_ROWS = 20  # With fewer, the held-out loss is too noisy for early stopping
 
 
 def round_up(value: float, multiple: int) -> int:
@@ -33,8 +32,8 @@ def round_up(value: float, multiple: int) -> int:
 
 
 def choose_max_length(draft: PlanDraft) -> int:
-    """The shortest multiple of 64 that cuts at most 1 % of the rows; the longest row itself if that
-    is nearly as short.
+    """The smallest multiple of 64 that truncates at most 1% of the rows, or none if the longest row
+    is not much longer.
     """
     inputs = draft.inputs
     longest = int(inputs.lengths.max())
@@ -49,34 +48,31 @@ def choose_max_length(draft: PlanDraft) -> int:
     )
     value = min(wanted, limit)
     truncated_share = inputs.truncated_share(value)
-    why = f"Rows have {int(np.median(inputs.lengths)):,} tokens in the middle and {longest:,} at most; "
+    median = int(np.median(inputs.lengths))
+    why = f"The median row has {median:,} tokens, the longest {longest:,}. "
     why += (
-        "none is cut off."
+        "None is truncated."
         if not truncated_share
-        else f"{100 * truncated_share:.1f} % are cut off here."
+        else f"{100 * truncated_share:.1f}% are truncated."
     )
     if value < wanted:
-        why += f" No more than {limit:,} go through {inputs.model} at once."
-    alternative = (
-        f"{longest:,} would keep the few longest rows whole, and make room for them in memory."
-        if truncated_share
-        else ""
-    )
-    if not truncated_share:
-        half = round_up(longest / 2, 64)
-        alternative = (
-            f"{half:,} would cut off {100 * inputs.truncated_share(half):.0f} % of the rows."
-            if longest > 64
-            else "More changes nothing."
-        )
-    source = "the data; rows that are cut off lose the end of their answers"
+        why += f" {inputs.model} supports at most {limit:,} here."
+    half = round_up(longest / 2, 64)
+    if truncated_share:
+        alternative = f"{longest:,} would truncate no row, but needs more memory."
+    elif longest > 64:
+        percent = 100 * inputs.truncated_share(half)
+        alternative = f"{half:,} would truncate {percent:.0f}% of the rows."
+    else:
+        alternative = "More would change nothing."
+    source = "the data; truncated rows lose the end of their answers"
     return int(
         draft.choose_setting("max_length", value, why, alternative=alternative, source=source)
     )
 
 
 def count_virtual_tokens(draft: PlanDraft) -> int:
-    """Of a locked technique."""
+    """Virtual tokens of the method, if the user locked one."""
     locked = {
         name: draft.locked[name]
         for name in ("method", "num_virtual_tokens")
@@ -86,38 +82,37 @@ def count_virtual_tokens(draft: PlanDraft) -> int:
 
 
 def choose_rank(draft: PlanDraft) -> int:
-    """By what the adapter is for, then by what the data holds: an update keeps 2 bits a parameter,
-    a token brings about 1.
+    """Start with the rank of the goal, then raise it to the information in the data. An adapter
+    stores about 2 bits per parameter, and a trained token has about 1 bit.
     """
     inputs = draft.inputs
     value, description = GOALS[draft.goal]
-    why = f"{value} is usual for {description}."
+    why = f"{value} is typical for {description}."
     bits = inputs.trained_tokens
     if inputs.rows < FEW_ROWS and value > 8:
         value = 8
-        why = f"Only {inputs.rows:,} rows: a larger update would learn them by heart."
+        why = f"Only {inputs.rows:,} rows: a larger adapter would overfit."
     while value < MAX_RANK and 2 * value * inputs.parameters_per_rank < bits:
         value *= 2
         why = (
-            f"{inputs.trained_tokens:,} trained tokens hold about that many bits; rank {value} can "
-            "keep "
+            f"{bits:,} trained tokens have about as many bits. Rank {value} can store "
+            f"{2 * value * inputs.parameters_per_rank:,}; half of it could not."
         )
-        why += f"{2 * value * inputs.parameters_per_rank:,}, half of it could not."
     if 2 * value * inputs.parameters_per_rank < bits:
         why = (
-            f"{MAX_RANK} is the most a plan takes, although {bits:,} trained tokens hold more: "
-            "beyond it, full fine-tuning pays."
+            f"{MAX_RANK} is the maximum of a plan, although {bits:,} trained tokens have more bits "
+            "than it can store. Beyond it, use full fine-tuning."
         )
     alternative = (
         f"{2 * value} would train {2 * value * inputs.parameters_per_rank:,} parameters instead of "
     )
-    alternative += f"{value * inputs.parameters_per_rank:,}, in more memory."
+    alternative += f"{value * inputs.parameters_per_rank:,} and need more memory."
     return int(draft.choose_setting("rank", value, why, alternative=alternative, source=LORA_GUIDE))
 
 
 def choose_alpha(draft: PlanDraft, rank: int) -> int:
-    why = f"Twice the rank: the update is scaled by {2 * rank} / {rank} = 2, whatever the rank."
-    alternative = f"{rank} would scale it by 1; the learning rate would have to rise."
+    why = f"Twice the rank, so the update is scaled by {2 * rank} / {rank} = 2 at any rank."
+    alternative = f"{rank} would scale it by 1 and need a higher learning rate."
     return int(
         draft.choose_setting(
             "alpha",
@@ -131,12 +126,12 @@ def choose_alpha(draft: PlanDraft, rank: int) -> int:
 
 def choose_target_modules(draft: PlanDraft) -> str:
     why = (
-        "Every linear layer: an adapter on attention alone learns less, even with as many "
-        "parameters."
+        "All linear layers: an adapter on attention layers only learns less, even with the same "
+        "number of parameters."
     )
     alternative = (
-        "q_proj,v_proj, as the first LoRA paper had it, trains a fifth of that and ends at "
-        "a higher loss."
+        "q_proj,v_proj, as in the first LoRA paper, trains a fifth of the parameters and ends at a "
+        "higher loss."
     )
     source = f"QLoRA, Dettmers et al. 2023, figure 2; {LORA_GUIDE}"
     return str(
@@ -150,16 +145,15 @@ def choose_epochs(draft: PlanDraft) -> int:
     rows = draft.inputs.rows
     if rows < 2_000:
         value = 3
-        why = "few: seen three times they are learned, and the best moment is kept."
+        why = f"{rows:,} rows are few, so training repeats them. The best checkpoint is kept."
     elif rows < 20_000:
-        value, why = 2, "enough for two rounds."
+        value, why = 2, f"{rows:,} rows need two epochs."
     else:
-        value, why = 1, "many: seeing each once is enough."
-    why = f"{rows:,} rows are {why}"
+        value, why = 1, f"{rows:,} rows are enough for a single epoch."
     alternative = (
-        "5 would mostly learn the rows by heart."
+        "5 would likely overfit."
         if value == 3
-        else f"{value + 1} would take {100 // value} % longer."
+        else f"{value + 1} would take {100 // value}% longer."
     )
     return int(
         draft.choose_setting(
@@ -173,59 +167,57 @@ def choose_epochs(draft: PlanDraft) -> int:
 
 
 def choose_max_steps(draft: PlanDraft) -> None:
-    alternative = "60 would be a first try."
+    alternative = "60 would be a quick test."
     draft.choose_setting(
         "max_steps",
         0,
-        "0: it ends after the epochs.",
+        "0: the number of epochs decides.",
         alternative=alternative,
-        source="Unsloth's guide (60 for a try)",
+        source="Unsloth's guide (60 for a test)",
     )
 
 
 def compute_rows_per_step(draft: PlanDraft, epochs: int) -> int:
-    """A power of two from 4 to 16, small enough for 100 steps. LoRA suffers from large batches more
-    than full fine-tuning.
+    """A power of two from 4 to 16, small enough for 100 steps. Large batches hurt LoRA more than
+    full fine-tuning.
     """
     wanted = draft.inputs.rows * epochs / SHORT_RUN_STEPS
     return int(2 ** min(4, max(2, math.floor(math.log2(max(1.0, wanted))))))
 
 
 def choose_learning_rate(draft: PlanDraft, config: RunConfig) -> float:
-    """LoRA: 2e-4 at 4,096 features, larger for narrower models as (4,096 / width)^0.775, and half
-    as much more in short runs.
+    """LoRA: 2e-4 at hidden size 4,096, scaled by (4,096 / hidden size)^0.775, and 1.5 times as much
+    in short runs.
     """
     inputs, method = draft.inputs, METHODS[config.method]
     width_factor = (4096 / inputs.hidden_size) ** 0.775
-    source = (
-        f"{LORA_GUIDE}: rate by width, fitted on Llama models; ten times that of full fine-tuning"
-    )
+    source = f"{LORA_GUIDE}: rate by hidden size, fitted on Llama models; 10 times full fine-tuning"
     if method.is_full_finetuning:
         value = round_rate(min(5e-5, max(5e-6, 1e-5 * width_factor)))
         why = (
-            f"1e-5 is usual at 7B; {inputs.model} is {inputs.hidden_size:,} features wide, and narrower "
-            "models stand more."
+            f"1e-5 is typical for 7B models. Smaller hidden sizes allow more; {inputs.model} has "
+            f"{inputs.hidden_size:,}."
         )
     elif "rank" in method.settings:
         is_short = inputs.count_steps(config) < SHORT_RUN_STEPS
         value = round_rate(min(2e-3, max(1e-4, 2e-4 * width_factor * (1.5 if is_short else 1.0))))
         why = (
-            f"2e-4 is usual at 4,096 features; {inputs.model} has {inputs.hidden_size:,}, and narrower "
-            "models stand more."
+            f"2e-4 is typical at hidden size 4,096. Smaller sizes allow more; {inputs.model} has "
+            f"{inputs.hidden_size:,}."
         )
-        why += " Half as much again, since the run is short." if is_short else ""
+        why += " It is 1.5 times as high because the run is short." if is_short else ""
     else:
         value, source = (
             float(RunConfig.from_dict({"method": config.method}).learning_rate),
             method.paper,
         )
         why = (
-            f"What is usual for {method.title.lower()}, which trains few numbers and stands a "
-            "high rate."
+            f"The default of {method.title.lower()}, which trains few parameters and allows a high "
+            "rate."
         )
     alternative = (
-        f"{format_setting(round_rate(value / 3))} would learn slower; "
-        f"{format_setting(round_rate(value * 3))} may make the loss jump."
+        f"{format_setting(round_rate(value / 3))} would learn more slowly; "
+        f"{format_setting(round_rate(value * 3))} may be unstable."
     )
     return float(
         draft.choose_setting("learning_rate", value, why, alternative=alternative, source=source)
@@ -233,12 +225,12 @@ def choose_learning_rate(draft: PlanDraft, config: RunConfig) -> float:
 
 
 def round_rate(value: float) -> float:
-    """To two digits: 0.000914 -> 9.1e-4."""
+    """Round to two significant digits: 0.000914 -> 9.1e-4."""
     return float(f"{value:.1e}") if value < 1 else value
 
 
 def choose_schedule(draft: PlanDraft) -> None:
-    why = "Falls smoothly to zero, so that the last steps settle."
+    why = "Decreases smoothly to zero, so the last steps converge."
     draft.choose_setting(
         "lr_scheduler_type",
         "cosine",
@@ -246,8 +238,8 @@ def choose_schedule(draft: PlanDraft) -> None:
         alternative="constant would leave the last steps noisy.",
         source="QLoRA and most guides",
     )
-    why = "The first 5 % of the steps rise from zero, while AdamW learns how large gradients are."
-    alternative = "0 would begin at the whole rate, with averages of one batch."
+    why = "The rate rises during the first 5% of the steps, while AdamW estimates the gradients."
+    alternative = "0 would start at the full rate, with estimates from a single batch."
     draft.choose_setting(
         "warmup_ratio",
         0.05,
@@ -258,17 +250,19 @@ def choose_schedule(draft: PlanDraft) -> None:
 
 
 def choose_eval_settings(draft: PlanDraft, config: RunConfig) -> None:
-    """Ten measurements a run, and an early end when three of them bring nothing."""
+    """Ten evaluations per run, each with a checkpoint, and early stopping after three without
+    improvement.
+    """
     inputs = draft.inputs
     steps = max(1, inputs.count_steps(config))
-    why = f"Ten measurements in about {steps:,} steps."
+    why = f"{EVALS_PER_RUN} evaluations in about {steps:,} steps."
     short_interval = steps // 50
     alternative = (
-        f"{short_interval:,} would spend more time on measuring."
+        f"{short_interval:,} would spend more time on evaluation."
         if short_interval
         else f"{max(2, steps // 5):,} would show less of the run."
     )
-    source = "a tenth of the run shows where the loss turns"
+    source = "ten points show where the loss stops improving"
     interval = int(
         draft.choose_setting(
             "eval_steps",
@@ -279,31 +273,31 @@ def choose_eval_settings(draft: PlanDraft, config: RunConfig) -> None:
         )
     )
     why, alternative = (
-        "A checkpoint with each measurement, so that the best one is kept.",
-        "Seldom would lose more steps to a crash.",
+        "A checkpoint with each evaluation, so the best one can be kept.",
+        "A larger interval would lose more steps after a crash.",
     )
     draft.choose_setting(
         "save_steps",
         interval,
         why,
         alternative=alternative,
-        source="every measured loss has its weights",
+        source="each evaluated step has its weights",
     )
     is_stable = inputs.eval_rows >= MIN_STABLE_EVAL_ROWS
     has_enough_steps = steps >= 4 * EVALS_PER_RUN and steps > 3 * interval
     if not is_stable:
-        why = f"Off: {inputs.eval_rows} held-out rows are too few to stop by."
+        why = f"Off: {inputs.eval_rows} held-out rows are too few for a reliable loss."
     elif not has_enough_steps:
-        why = f"Off: about {steps} steps are too few to stop early."
+        why = f"Off: about {steps} steps are too few for early stopping."
     else:
         why = (
-            "Stops when the held-out loss has not improved in 3 measurements: what follows would "
-            "be learned by heart."
+            "Stops when the held-out loss has not improved in 3 evaluations, because further "
+            "training would overfit."
         )
     alternative = (
         "0 would train to the end."
         if is_stable and has_enough_steps
-        else "3 would stop by chance, or not at all."
+        else "3 would stop at random or not at all."
     )
     draft.choose_setting(
         "early_stopping_patience",
@@ -315,14 +309,14 @@ def choose_eval_settings(draft: PlanDraft, config: RunConfig) -> None:
 
 
 def choose_tuning(draft: PlanDraft, config: RunConfig) -> None:
-    """Off unless asked for: trials take time that the person should agree to. They vary what is not
-    locked.
+    """Off by default, because trials take extra time. If tuning is locked on, trials vary the
+    settings that are not locked.
     """
     if "tuning_budget_fraction" not in METHODS[config.method].settings:
         return
     varied = [name for name in TUNABLE_SETTINGS if name not in draft.locked]
-    alternative = "0.3 spends 30 % more steps on short trials that look for a better one."
-    why = "Off: the plan's guess is used as it is."
+    alternative = "0.3 would spend 30% more steps on short trials that search for better settings."
+    why = "Off: the run uses the planned settings."
     draft.choose_setting(
         "tuning_budget_fraction",
         0.0,
@@ -332,22 +326,23 @@ def choose_tuning(draft: PlanDraft, config: RunConfig) -> None:
     )
     if not varied and draft.locked.get("tuning_budget_fraction"):
         raise UserError(
-            "Everything that trials vary is locked; unlock one of them, or lock no trials.",
+            "All settings that tuning could vary are locked. Unlock one of them, or set "
+            "tuning_budget_fraction to 0.",
             field="tuning_budget_fraction",
         )
     if "tuning_search_space" in draft.locked or (varied and len(varied) < len(TUNABLE_SETTINGS)):
-        alternative = "All four are varied where nothing is locked."
+        alternative = "Without locks, all four settings are varied."
         draft.choose_setting(
             "tuning_search_space",
             ",".join(varied),
-            "What is locked is not varied.",
+            "Locked settings are not varied.",
             alternative=alternative,
             source="your locks",
         )
 
 
 def summarize_forecast(forecast: Any) -> dict[str, Any]:
-    """What of a forecast a plan keeps."""
+    """The values of a forecast that a plan stores."""
     return {
         name: forecast[name]
         for name in ("peak", "precision", "optimizer", "trainable")
