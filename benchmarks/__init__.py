@@ -1,5 +1,5 @@
-"""Measurements. Each script prints its figures for people, and with --json as one JSON object on
-the last line.
+"""Benchmarks. Each script prints its figures as text, or with --json as one JSON object on the last
+line.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     import torch
 
 
-def report(figures: dict[str, Any]) -> None:
+def print_report(figures: dict[str, Any]) -> None:
     if "--json" in sys.argv:
         print(json.dumps(figures))
         return
@@ -27,8 +27,8 @@ def format_figure(value: Any) -> str:
     return str(value)
 
 
-def law_device(device: torch.device) -> str:
-    """What memory laws are made for, of a device of this machine."""
+def estimator_device(device: torch.device) -> str:
+    """The device kind that a memory estimator is built for, given a device of this machine."""
     import torch
 
     from training.engine.modeling.model import get_fastest_dtype
@@ -37,6 +37,6 @@ def law_device(device: torch.device) -> str:
 
 
 def quantile(values: Sequence[float], share: float) -> float:
-    """The value below which `share` of the values lie."""
+    """The value below which a `share` of the values lies."""
     ordered = sorted(values)
     return ordered[min(len(ordered) - 1, int(share * len(ordered)))]

@@ -1,9 +1,9 @@
-"""Auto LLM's plan against the defaults of TRL, LLaMA-Factory and Unsloth as recipes, by held-out
-loss after the same seconds.
+"""Compare Auto LLM's plan with the default settings of TRL, LLaMA-Factory and Unsloth by held-out
+loss after the same training time.
 
-Every recipe trains with SnapML's engine, so that only the settings differ; each gets as many steps
-as fit `--seconds` on this machine (measured first), and its schedule ends with them. Both example
-data sets; losses are over the same held-out rows.
+Every recipe trains with SnapML's engine, so only the settings differ. Each recipe gets as many
+steps as fit into `--seconds` on this machine (measured first), and its schedule ends with them.
+Both example data sets are used; losses are over the same held-out rows.
 Sources: TRL 1.16 (SFTConfig, and ModelConfig's LoRA), LLaMA-Factory's
     examples/train_lora/llama3_lora_sft.yaml, and Unsloth's Llama notebooks.
 """
@@ -93,7 +93,7 @@ def write_data(name: str, folder: Path) -> None:
 def train_recipe(
     model: Path, data: Path, settings: dict[str, Any], steps: int
 ) -> tuple[float, float]:
-    """Held-out loss after so many steps, and seconds a step."""
+    """Train for `steps` steps. Returns the held-out loss and the seconds per step."""
     run_dir = Path(tempfile.mkdtemp(prefix="snapml-auto-"))
     fixed_settings = {
         "eval_steps": 10**6,
@@ -150,10 +150,10 @@ def plan_settings(model: Path, data: Path, locked: dict[str, Any]) -> dict[str, 
 
     import torch
 
-    from benchmarks import law_device
+    from benchmarks import estimator_device
 
     def forecast_memory(config: Any) -> dict[str, Any]:
-        estimator = build_estimator(model, config, law_device(torch.device("cpu")))
+        estimator = build_estimator(model, config, estimator_device(torch.device("cpu")))
         row_count = max(1, config.max_tokens_per_batch // config.max_length)
         peak = (
             find_peak_memory(
@@ -196,7 +196,7 @@ def main() -> None:
     parser.add_argument("--model", type=Path)
     parser.add_argument("--seconds", type=float, default=90.0)
     arguments = parser.parse_args()
-    from benchmarks import report
+    from benchmarks import print_report
     from benchmarks.engine_step import import_builtin_model
 
     model = arguments.model or import_builtin_model()
@@ -227,7 +227,7 @@ def main() -> None:
         ]
         for name in DATASETS
     }
-    report(
+    print_report(
         {
             "wins": sum(one == "auto" for one in best.values()),
             "recipes": list(RECIPES),

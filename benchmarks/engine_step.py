@@ -1,9 +1,8 @@
-"""What the engine saves: the same LoRA step of the built-in model with and without its two
-economies, in one process, in turn.
+"""Measure the speedup of the engine's two optimizations on a LoRA step of the built-in model.
 
-`full` is the usual way: rows in random order, an attention mask for their padding, logits at every
-position. `ours` sorts by length, gives no mask, and projects onto the vocabulary only where a token
-is trained. Both see the same rows.
+`full` is the standard way: rows in random order, an attention mask for padding, logits at every
+position. `ours` sorts rows by length, uses no mask, and computes logits only at trained positions.
+Both variants run alternately in one process on the same rows.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 import torch
 from torch.nn import functional
 
-from benchmarks import report
+from benchmarks import print_report
 from training.engine.batches import Batch, build_epoch_batches
 from training.engine.config import RunConfig
 from training.engine.data.conversations import IGNORE_INDEX, encode_row, load_tokenizer, read_rows
@@ -41,26 +40,21 @@ EXAMPLE = Path(__file__).parent.parent / "training/datasets/example_files/smart_
 
 
 def main() -> None:
-    folder = import_builtin_model()
-    device = resolve_device()
+    folder, device = import_builtin_model(), resolve_device()
     tokenizer = load_tokenizer(folder)
     rows = [
         encode_row(tokenizer, row, max_length=512)
         for row in read_rows(EXAMPLE)
         if row["split"] == "train"
     ]
-    config = RunConfig(model=str(folder))
-    model = (
-        METHODS["lora"]
-        .wrap_model(load_base(folder, get_fastest_dtype(device), device), config)
-        .train()
-    )
+    base = load_base(folder, get_fastest_dtype(device), device)
+    model = METHODS["lora"].wrap_model(base, RunConfig(model=str(folder))).train()
     head = LabeledPositionsHead(model)
     sorted_batches = build_epoch_batches(
         [len(row) for row in rows], RunConfig(max_tokens_per_batch=BUDGET, max_length=BUDGET), 0
     )
-    size = round(statistics.mean(len(batch) for batch in sorted_batches))
-    random_batches = draw_batches(len(rows), size)
+    mean_size = statistics.mean(map(len, sorted_batches))
+    random_batches = draw_batches(len(rows), round(mean_size))
 
     def full_step(batch: Batch) -> float:
         ids, labels, _ = collate(batch, rows, tokenizer.pad_token_id, device)
@@ -91,11 +85,11 @@ def main() -> None:
             batch = batches[turn]
             began = time.monotonic()
             step(batch)
-            if turn:  # the first warms up
+            if turn:  # The first turn is warm-up
                 rates[name].append(sum(len(rows[i]) for (i,) in batch) / (time.monotonic() - began))
     full_loss = full_step(sorted_batches[0])
     speed = {name: statistics.median(measured) for name, measured in rates.items()}
-    report(
+    print_report(
         {
             "full_tokens_per_second": round(speed["full"], 1),
             "ours_tokens_per_second": round(speed["ours"], 1),
@@ -113,7 +107,7 @@ def draw_batches(rows: int, size: int) -> list[Batch]:
 
 
 def compute_padding(batches: list[Batch], rows: list[Any]) -> float:
-    """Share of a batch's places that hold no token."""
+    """Share of padding among the tokens of all batches."""
     padded_tokens = sum(len(batch) * max(len(rows[i]) for (i,) in batch) for batch in batches)
     return 1 - sum(len(row) for row in rows) / padded_tokens
 

@@ -1,9 +1,9 @@
-"""The memory forecast against the allocator's own log of real steps: techniques x architectures x
-dtype x checkpointing x optimizer.
+"""Compare the memory forecast with measured steps: methods x architectures x dtypes x
+checkpointing x optimizers.
 
-On a CPU the log is the profiler's (every allocation and release of the step), on CUDA
-`max_memory_allocated`. The forecast comes from shallow fake models as on the launch page; the real
-model has other depth and batches. `--smollm FOLDER` adds real weights.
+On a CPU the measurement is the profiler's log of every allocation and release, on CUDA it is
+`max_memory_allocated`. The forecast comes from shallow fake models as on the launch page; the
+measured model has a different depth and different batches. `--smollm FOLDER` adds real weights.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
 import torch
 
-from benchmarks import law_device, report
+from benchmarks import estimator_device, print_report
 from training.engine.config import RunConfig
 from training.engine.memory_estimator import BatchShape, find_peak_memory
 from training.engine.methods import METHODS
@@ -51,7 +51,7 @@ MODEL_SIZES: dict[str, Any] = {
     "num_key_value_heads": 4,
     "max_position_embeddings": 2048,
 }
-# Of cuBLAS and cuBLASLt on an H200, the first things that its allocator holds
+# Bytes that cuBLAS and cuBLASLt allocate on an H200 before anything else
 CUBLAS_WORKSPACES = 68_157_440
 BATCHES = (BatchShape(3, 160, 200), BatchShape(1, 700, 350), BatchShape(8, 64, 128))
 METHOD_NAMES = tuple(METHODS)
@@ -77,11 +77,10 @@ def make_models(root: Path) -> dict[str, Path]:
 
 
 def list_cells(is_quick: bool) -> list[tuple[str, RunConfig, BatchShape]]:
-    """Every technique on every architecture with every precision, optimizer and checkpointing;
-    accumulation and batch are drawn.
+    """Every method on every architecture with every precision, optimizer and checkpointing, and
+    random accumulation and batch. Some cells have settings that change the operations of a step.
 
-    `quick`: one draw of each technique and architecture. Besides, settings that change what a step
-    is made of.
+    With `is_quick` there is one random cell per method and architecture.
     """
     rng, drawn = random.Random(0), []
     for family in ("llama", "qwen3", "gemma3", "mistral", "gpt2"):
@@ -132,14 +131,14 @@ def draw_cell(
 def forecast_bytes(
     folder: Path, config: RunConfig, shape: BatchShape, device: torch.device
 ) -> float:
-    estimator = build_estimator(folder, config, law_device(device))
+    estimator = build_estimator(folder, config, estimator_device(device))
     return find_peak_memory(estimator, [shape], config).total + (
         CUBLAS_WORKSPACES if device.type == "cuda" else 0
     )
 
 
 def measure_peak(folder: Path, config: RunConfig, shape: BatchShape, device: torch.device) -> float:
-    """Bytes alive at the peak of the second optimizer step of a real run."""
+    """Peak of the live bytes in the second optimizer step of a real model."""
     set_deterministic(config, device)
     precision = resolve_precision(config, device)
     base = load_base(
@@ -164,7 +163,8 @@ def measure_peak(folder: Path, config: RunConfig, shape: BatchShape, device: tor
 
     def run_step() -> None:
         for _ in range(config.gradient_accumulation_steps):
-            head.compute_loss_at_positions(model.train(), ids, positions, targets, None).backward()  # type: ignore[no-untyped-call]
+            loss = head.compute_loss_at_positions(model.train(), ids, positions, targets, None)
+            loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(get_parameters(optimizer), 1.0)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
@@ -200,9 +200,7 @@ def get_state_tensors(optimizer: torch.optim.Optimizer) -> list[torch.Tensor]:
 
 
 def measure_allocator_peak(run_step: Any) -> int:
-    """The most that the CPU allocator had given out, beyond what it had at the start, while `step`
-    ran.
-    """
+    """Peak of the bytes allocated on the CPU while `run_step` runs, relative to its start."""
     with torch.autograd.profiler.profile(profile_memory=True) as profile:
         run_step()
     assert profile.kineto_results is not None
@@ -219,11 +217,11 @@ def measure_allocator_peak(run_step: Any) -> int:
 
 
 def format_table(rows: list[dict[str, Any]]) -> str:
-    """Mean and worst error of each technique on each architecture, in per cent, as
-    docs/benchmarks.md has it.
+    """Mean and worst error of each method on each architecture in percent, as a Markdown table
+    for docs/benchmarks.md.
     """
     families = list(dict.fromkeys(row["family"] for row in rows))
-    lines = [f"| technique | {' | '.join(families)} |", f"|{'---|' * (len(families) + 1)}"]
+    lines = [f"| method | {' | '.join(families)} |", f"|{'---|' * (len(families) + 1)}"]
     for method in METHOD_NAMES:
         line = [method]
         for family in families:
@@ -298,7 +296,7 @@ def main() -> None:
     if not arguments.json:
         sys.stdout.write(format_table(rows))
     name = torch.cuda.get_device_name() if device.type == "cuda" else "CPU"
-    report(
+    print_report(
         {
             "mean_error": round(sum(errors) / len(errors), 5),
             "worst_error": round(max(errors), 5),

@@ -1,8 +1,7 @@
-"""How a LoRA step's time and memory grow with length, batch and rank: measured seconds, and the
-memory law's bytes.
+"""Measure how the time of a LoRA step grows with length, batch and rank, and forecast its memory.
 
-SmolLM2-135M with its real weights, rows of random tokens of which half are trained. `--picture
-FILE.png` draws it (needs Chromium).
+It uses SmolLM2-135M with its real weights and rows of random tokens, half of them trained.
+`--picture FILE.png` draws the curves (needs Chromium).
 """
 
 from __future__ import annotations
@@ -28,14 +27,14 @@ SWEEPS: dict[str, tuple[int, ...]] = {
     "rank": (4, 16, 64, 128, 256),
 }
 TITLES = {
-    "length": "tokens a row (8 rows, rank 16)",
-    "rows": "rows a step (128 tokens, rank 16)",
+    "length": "tokens per row (8 rows, rank 16)",
+    "rows": "rows per step (128 tokens, rank 16)",
     "rank": "rank (8 rows of 128 tokens)",
 }
 
 
 def measure_step_seconds(base: Any, length: int, rows: int, rank: int) -> float:
-    """The median of TIMED steps, forward, backward and AdamW."""
+    """Median of TIMED_STEPS steps with forward, backward and AdamW."""
     import torch
 
     from training.engine.config import RunConfig
@@ -53,7 +52,8 @@ def measure_step_seconds(base: Any, length: int, rows: int, rank: int) -> float:
     durations = []
     for _ in range(WARMUP_STEPS + TIMED_STEPS):
         began = time.monotonic()
-        (head.compute_loss_sum(model, ids, labels) / labels.numel()).backward()  # type: ignore[no-untyped-call]
+        loss = head.compute_loss_sum(model, ids, labels) / labels.numel()
+        loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         durations.append(time.monotonic() - began)
@@ -63,7 +63,7 @@ def measure_step_seconds(base: Any, length: int, rows: int, rank: int) -> float:
 
 
 def draw_figure(results: dict[str, list[dict[str, float]]], path: Path) -> None:
-    """Seconds and memory over each of the three, as a PNG."""
+    """Draw seconds and memory over length, rows and rank as a PNG."""
     import plotly.graph_objects as go
     from plotly.subplots import make_subplots
 
@@ -85,7 +85,7 @@ def draw_figure(results: dict[str, list[dict[str, float]]], path: Path) -> None:
             figure.update_yaxes(rangemode="tozero", gridcolor="#e3e6ea", row=row, col=column)
         figure.update_xaxes(title_text=TITLES[name], row=2, col=column)
         figure.update_xaxes(gridcolor="#e3e6ea", col=column)
-    figure.update_yaxes(title_text="seconds a step", row=1, col=1)
+    figure.update_yaxes(title_text="seconds per step", row=1, col=1)
     figure.update_yaxes(title_text="memory, GB", row=2, col=1)
     figure.update_layout(
         width=1200, height=560, plot_bgcolor="white", font={"family": "sans-serif", "size": 13}
@@ -106,7 +106,7 @@ def main() -> None:
     arguments = parser.parse_args()
     import torch
 
-    from benchmarks import law_device, report
+    from benchmarks import estimator_device, print_report
     from benchmarks.engine_step import import_builtin_model
     from training.engine.config import RunConfig
     from training.engine.memory_estimator import BatchShape, find_peak_memory
@@ -114,7 +114,7 @@ def main() -> None:
     from training.engine.simulation.forecast import build_estimator
 
     folder = arguments.model or import_builtin_model()
-    estimator = build_estimator(folder, RunConfig(), law_device(torch.device("cpu")))
+    estimator = build_estimator(folder, RunConfig(), estimator_device(torch.device("cpu")))
     threads = int(os.environ.get("OMP_NUM_THREADS", os.cpu_count() or 1))
     torch.set_num_threads(threads)
     base = load_base(folder, get_fastest_dtype(torch.device("cpu")), torch.device("cpu"))
@@ -138,7 +138,7 @@ def main() -> None:
             )
     if arguments.picture:
         draw_figure(results, arguments.picture)
-    report(
+    print_report(
         {
             "model": folder.name,
             "threads": threads,

@@ -1,8 +1,7 @@
-"""What a program that trains, forecasts or merges pays for its imports: as Python does them, and
-within `fast_imports`, in turn.
+"""Measure the cost of the engine's imports, with and without `fast_imports`.
 
-CPU seconds (user and system) and peak memory of a fresh process that imports what the engine does;
-the least of several.
+The figures are CPU seconds (user and system) and peak memory of a new process; the minimum of
+several alternating rounds.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from benchmarks import report
+from benchmarks import print_report
 
 ROOT = Path(__file__).parent.parent
 ROUNDS = 5
@@ -48,7 +47,7 @@ def main() -> None:
             f"{variant}_s": round(min(s for s, _ in values), 2),
             f"{variant}_mb": round(min(mb for _, mb in values)),
         }
-    report(figures)
+    print_report(figures)
 
 
 if __name__ == "__main__":

@@ -1,10 +1,9 @@
-"""What an adapter costs while it answers, in the true inference engine: merged against base,
-attached against base, eight adapters in one batch against eight runs of one, and the switch from
-one adapter to another.
+"""Measure the cost of adapters in the inference engine: merged against base, attached against base,
+eight adapters in one batch against eight single requests, and switching between adapters.
 
-Every pair is measured in turn in one process, on the built-in model with LoRA of rank 16 on all
-linear layers; the median of the rounds is printed. Tokens a second of greedy decoding, prompts of
-the example data, no end before `TOKENS`.
+All variants run alternately in one process, on the built-in model with LoRA of rank 16 on all
+linear layers. The figures are medians over the rounds, in tokens per second of greedy decoding,
+with prompts of the example data and TOKENS new tokens each.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ import torch
 from adapters.inference.batch import ActiveSequence, Batch
 from adapters.inference.loaded_model import LoadedModel
 from adapters.inference.types import AdapterRef, BaseRef, GenerationRequest
-from benchmarks import report
+from benchmarks import print_report
 from benchmarks.engine_step import EXAMPLE, import_builtin_model
 from training.engine.config import RunConfig
 from training.engine.data.conversations import encode_prompt, load_tokenizer, read_rows
@@ -72,7 +71,7 @@ def main() -> None:
             measure_speed(base, [(prompt, None) for prompt in prompts])
         )
     median = {name: statistics.median(values) for name, values in speeds.items()}
-    report(
+    print_report(
         {
             **{f"{name}, tokens/s": value for name, value in median.items()},
             "merged_over_base": speed_ratio(speeds, "merged", "base"),
@@ -86,7 +85,7 @@ def main() -> None:
 
 
 def speed_ratio(speeds: dict[str, list[float]], above: str, below: str) -> float:
-    """Of neighbours in time, so that a busy moment of the machine touches both."""
+    """Median ratio of measurements of the same round, so that a slow moment affects both."""
     return statistics.median(
         one / other for one, other in zip(speeds[above], speeds[below], strict=True)
     )
@@ -95,7 +94,7 @@ def speed_ratio(speeds: dict[str, list[float]], above: str, below: str) -> float
 def measure_speed(
     loaded_model: LoadedModel, rows: Sequence[tuple[list[int], AdapterRef | None]]
 ) -> float:
-    """Tokens a second of all rows together, after their first forwards."""
+    """Decoded tokens per second of all rows together, without prefill."""
     batch = Batch()
     with torch.inference_mode():
         for ids, adapter in rows:
@@ -116,19 +115,19 @@ def measure_speed(
 
 
 def measure_switches(loaded_model: LoadedModel, adapters: list[AdapterRef]) -> list[float]:
-    """Milliseconds that a token through another adapter takes longer than one more through the
-    same.
+    """Extra milliseconds of a forward pass with another adapter, compared with the same adapter
+    again.
     """
     ids = torch.tensor([[1]])
     with torch.inference_mode():
         for adapter in adapters:
             loaded_model.run_prefill(ids, adapter)
         forwards = [partial(loaded_model.run_prefill, ids, adapter) for adapter in adapters]
-        return [measure_ms(ask) - measure_ms(ask) for _ in range(ROUNDS) for ask in forwards]
+        return [measure_ms(run) - measure_ms(run) for _ in range(ROUNDS) for run in forwards]
 
 
 def measure_loads(folder: Path, adapters: list[AdapterRef]) -> list[float]:
-    """Milliseconds to load one more adapter from disk beside others."""
+    """Milliseconds to load another adapter from disk."""
     loaded_model = LoadedModel(BaseRef(folder))
     loaded_model.ensure_adapter(adapters[0], set())
     return [
@@ -150,7 +149,7 @@ def load_prompts(loaded_model: LoadedModel, count: int) -> list[list[int]]:
 
 
 def make_adapters(folder: Path, count: int) -> list[AdapterRef]:
-    """LoRA adapters whose updates are not zero: speed does not ask how good they are."""
+    """LoRA adapters with random updates. Their quality does not matter for speed."""
     model = METHODS["lora"].wrap_model(
         load_base(folder, torch.float32, CPU), RunConfig(model=str(folder), rank=16, alpha=32)
     )

@@ -1,11 +1,9 @@
-"""How long the launch card takes to answer a moved slider, by hand and with Auto, once tokens are
-counted and laws are made.
+"""Measure how long the launch summary takes to update after a slider moves, with manual settings
+and with Auto. Token lengths and memory estimators are cached before.
 
-Rank moves no row to another batch; `batch` moves the tokens a batch, so that every batch is drawn
-anew.
-
-The built-in model and the smart home example, in an instance of its own. Django's test client, so
-neither network nor browser is in it.
+Changing the rank leaves all batches unchanged. `batch` changes the tokens per batch, so all batches
+are recomputed. It uses the built-in model and the smart home example in its own instance, and
+Django's test client, so network and browser are not included.
 """
 
 from __future__ import annotations
@@ -20,15 +18,15 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from benchmarks import quantile, report
+from benchmarks import print_report, quantile
 from benchmarks.engine_step import import_builtin_model
 
 REPEATS = 40
 
 
 def make_instance() -> tuple[Any, dict[str, Any]]:
-    """A signed-in client, and what its launch form says: a model that is ready and data whose
-    tokens are counted.
+    """A signed-in client and the fields of its launch form, with a ready model and tokenized
+    data.
     """
     import django
 
@@ -72,7 +70,7 @@ def main() -> None:
         figures: dict[str, float] = {}
         for mode, prefix in (("manual", ""), ("auto", "set-")):
             form = default_form | {"mode": mode}
-            client.post("/runs/new/memory", form)  # simulates what is missing
+            client.post("/runs/new/memory", form)  # Builds the missing estimators
             for name, first, increment in (("rank", 4, 1), ("max_tokens_per_batch", 1024, 32)):
                 milliseconds = []
                 for turn in range(REPEATS):
@@ -90,7 +88,7 @@ def main() -> None:
                     f"{label}_p50_ms": round(statistics.median(milliseconds), 1),
                     f"{label}_p95_ms": round(quantile(milliseconds, 0.95), 1),
                 }
-        report(figures)
+        print_report(figures)
 
 
 if __name__ == "__main__":

@@ -1,10 +1,9 @@
-"""Step end -> pixel: how long after the engine wrote a step the browser has drawn it. SQLite, one
-tab, 10 points a second.
+"""Measure the delay from a step event of the engine to its point in the browser, with SQLite, one
+tab and 10 points per second.
 
-A program stands in for the engine and writes true step events, each with the time of its writing,
-into the journal of a real run; the real worker, database, web server, socket, page and plotly carry
-it to a headless Chromium, which notes the time after the frame in which the point was drawn. Both
-clocks are this machine's.
+A script replaces the engine and writes step events with timestamps to the journal of a real run.
+The real worker, database, web server, WebSocket and page carry them to a headless Chromium, which
+records the time of the frame in which a point was drawn. Both clocks are the machine's.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from benchmarks import quantile, report
+from benchmarks import print_report, quantile
 from tests.browser.chromium import launch_browser
 from tests.running_site import RunningSite
 
@@ -39,8 +38,8 @@ run = launch_runs(request, accept_warnings=True)
 print(run.pk)
 """
 
-# The journal of a run whose engine is this script: it holds the engine's lock, so the worker takes
-# it over as a living one.
+# The script that replaces the engine. It holds the engine's lock, so the worker treats it as a
+# running engine.
 ENGINE = """
 import fcntl, json, os, sys, time
 from pathlib import Path
@@ -52,8 +51,8 @@ fcntl.flock(lock, fcntl.LOCK_EX)
 journal = Journal(folder)
 journal.write_event(
     "start", attempt=1, step=0, total_steps=points, epochs=1, rows=1, eval_rows=1, tokens=1,
-    trained_tokens=1, truncated_rows=0, empty_rows=0, trainable_parameters=1, parameters=1, device="CPU",
-    precision="fp32", threads=1, chat_template="model", versions={})
+    trained_tokens=1, truncated_rows=0, empty_rows=0, trainable_parameters=1, parameters=1,
+    device="CPU", precision="fp32", threads=1, chat_template="model", versions={})
 begin = time.time() + 6
 for n in range(1, points + 1):
     time.sleep(max(0, begin + n / rate - time.time()))
@@ -93,12 +92,12 @@ def main() -> None:
         writer.wait()
         drawn: list[list[float]] = page.evaluate("window.drawn")
     events = tiny.read_events(folder)
-    report(summarize_waits(events, drawn))
+    print_report(summarize_waits(events, drawn))
 
 
 def summarize_waits(events: list[dict[str, Any]], drawn: list[list[float]]) -> dict[str, Any]:
-    """Milliseconds from the writing of each step to the end of the first frame that shows it; the
-    first steps warm up.
+    """Milliseconds from the event of each step to the end of the first frame with its point. The
+    first steps are warm-up.
     """
     steps = [event for event in events if event["kind"] == "step"][WARMUP_POINTS:]
     waits = []

@@ -5,7 +5,8 @@ of the old private vocabulary.
 
 OLD defaults to the last commit before the renames, NEW to the working tree. Migrations are left
 out, and tests count for their line width only. Methods, properties and nested functions count as
-functions; `__init__` and its like do not. `told`, `kept_rows` and `refuse_types` are three old words.
+functions; `__init__` and its like do not. `told`, `kept_rows` and `refuse_types`
+are three old words.
 """
 
 from __future__ import annotations
@@ -28,8 +29,8 @@ BASELINE = "3fef8ea"
 MAX_COLUMNS = 100
 # Words of the old vocabulary, wherever they stand in an identifier, and as parts of names.
 OLD_WORDS = frozenset(
-    ["refuse", "told", "said", "asked", "given", "words", "place", "places", "held", "mark"]
-    + ["found", "kept", "cut", "taken", "gone", "spared", "usual"]
+    {"refuse", "told", "said", "asked", "given", "words", "place", "places", "held", "mark"}
+    | {"found", "kept", "cut", "taken", "gone", "spared", "usual"}
 )
 OLD_NAME = re.compile(r"_*(do_\w+|\w+_of|(MOST|LEAST|FEWEST|LONGEST)_\w+)")
 
@@ -60,7 +61,7 @@ def old_words(text: str) -> Iterator[str]:
             yield name
 
 
-def measure(root: Path) -> Figures:
+def measure_names(root: Path) -> Figures:
     names: list[str] = []
     words: Counter[str] = Counter()
     for path in source_files(root):
@@ -96,4 +97,4 @@ def measure(root: Path) -> Figures:
 
 
 if __name__ == "__main__":
-    compare_commits(measure, BASELINE, __doc__)
+    compare_commits(measure_names, BASELINE, __doc__)

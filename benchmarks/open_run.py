@@ -1,6 +1,6 @@
-"""Open a run of a million steps: from the click in the list to the end of the frame that shows its
-curves, and how many of 100 planted one-step spikes are in what was drawn. The run is written into
-the tables as compaction leaves it, not trained.
+"""Measure how long it takes to open a run of a million steps, from the click in the list to the
+frame with its curves, and how many of 100 one-step spikes the drawn curve has. The run is written
+to the database in its compacted form, not trained.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from benchmarks import quantile, report
+from benchmarks import print_report, quantile
 from tests.browser.chromium import launch_browser
 from tests.running_site import RunningSite
 
@@ -39,7 +39,7 @@ with transaction.atomic():
 print(run.pk)
 """
 
-# Every spike is looked for in the points of the faint line, within one bucket of its step.
+# Count the spikes that have a point of the unsmoothed line within one bucket of their step.
 COUNT_SPIKES = """([spikes, height]) => {
   const { x, y } = document.getElementById("chart").data[0];
   const width = Math.max(1, x.at(-1) / 500);
@@ -64,11 +64,11 @@ def main() -> None:
             "document.addEventListener('drawn', () => { window.drawnAt ??= performance.timeOrigin "
             "+ performance.now(); })"
         )
-        # The first fills the browser's cache
+        # The first request fills the browser's cache
         waits = [open_once(page, stage.address, run) for _ in range(REPEATS + 1)][1:]
         visible_spikes = page.evaluate(COUNT_SPIKES, [spikes, HEIGHT])
         server = [server_time(page, run) for _ in range(REPEATS)]
-    report(
+    print_report(
         {
             "open_p50_ms": round(quantile(waits, 0.5), 1),
             "open_max_ms": round(max(waits), 1),
@@ -92,7 +92,7 @@ def open_once(page: Any, address: str, run: str) -> float:
     )
     link.click()
     page.wait_for_url(f"**/runs/{run}")
-    # wait_for_function would need a policy that allows eval
+    # wait_for_function would need a content security policy that allows eval
     while not page.evaluate("window.drawnAt ?? 0"):
         page.wait_for_timeout(20)
     return float(page.evaluate("window.drawnAt - Number(sessionStorage.clicked)"))

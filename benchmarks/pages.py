@@ -1,6 +1,4 @@
-"""How long the list of runs takes with 2,000 of them: the time to the first byte as a browser sees
-it, and the queries it asks.
-"""
+"""Measure the list of runs with 2,000 runs: time to first byte and number of database queries."""
 
 from __future__ import annotations
 
@@ -15,7 +13,7 @@ import httpx
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from benchmarks import report
+from benchmarks import print_report
 from tests.running_site import RunningSite
 
 RUNS, REPEATS = 2_000, 15
@@ -100,7 +98,7 @@ def main() -> None:
                     figures[f"{name}_ms_{RUNS}"] = round(statistics.median(times), 1)
                     figures[f"{name}_worst_ms"] = round(max(times), 1)
             figures["queries"] = int(stage.run_python(QUERIES))
-    report(figures)
+    print_report(figures)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,5 @@
-"""A pool of made-up devices ("4 x 24 GB") with a clock of its own, under the true scheduler: to
-test it, and to try a policy out.
-
-It never stands in for a real device.
+"""A simulated device pool ("4 x 24 GB") with its own clock and the real scheduler, for tests and
+for trying out policies. It never replaces real devices.
 """
 
 from __future__ import annotations
@@ -19,12 +17,14 @@ from training.gpus.scheduling.state import (
     RunningJob,
 )
 
-EVICTION_GRACE_SECONDS = 30.0  # seconds from being told to leave to being gone
+EVICTION_GRACE_SECONDS = 30.0  # From an eviction request to the end of the process
 DAY_SECONDS = 86_400.0
 
 
 @dataclass
 class Interval:
+    """A run's use of a device. Times are seconds of the simulated clock."""
+
     run: int
     device: int
     team: int
@@ -34,7 +34,7 @@ class Interval:
 
 @dataclass
 class Job:
-    """A run: `left` seconds of work, of which the scheduler knows only what the request says."""
+    """A run and its remaining work. The scheduler knows only the estimate in `request`."""
 
     request: PendingJob
     remaining_seconds: float
@@ -42,19 +42,21 @@ class Job:
 
 
 class SimulatedPool:
+    """Runs jobs on simulated devices: submit, advance the clock, end, cancel."""
+
     def __init__(self, state: PoolState, now: float = 0.0) -> None:
         self.state = replace(state, running_jobs=(), waiting=())
-        self.devices = {card.id: card for card in state.devices}
+        self.devices = {device.id: device for device in state.devices}
         self.now = now
         self.waiting: dict[int, Job] = {}
         self.running: dict[int, tuple[Job, RunningJob]] = {}
-        self.evicting: dict[int, float] = {}  # run -> when it is gone
+        self.evicting: dict[int, float] = {}  # Run -> end time
         self.ledger: list[Interval] = []
         self.finished: dict[int, float] = {}
 
     @classmethod
     def create_pool(cls, count: int, memory: int, **choices: object) -> SimulatedPool:
-        """`SimulatedPool.of(4, 24_000_000_000)`."""
+        """For example `SimulatedPool.create_pool(4, 24_000_000_000)`."""
         devices = [DeviceState(number, memory) for number in range(count)]
         return cls(PoolState("simulated", devices, **choices))  # type: ignore[arg-type]
 
@@ -63,7 +65,7 @@ class SimulatedPool:
         self.run_admission()
 
     def run_admission(self) -> Decision:
-        """One admission pass, and what follows from it."""
+        """Run one admission pass and apply its decision."""
         decision = Scheduler(self.current_state()).admit_jobs(self.now)
         for running_job in decision.starts:
             job = self.waiting.pop(running_job.run)
@@ -104,7 +106,7 @@ class SimulatedPool:
         )
 
     def run_until(self, until: float) -> None:
-        """Move the clock from one end to the next; a pass after each."""
+        """Advance the clock from one end to the next, with an admission pass after each."""
         while True:
             ends = {
                 run: min(
@@ -121,7 +123,7 @@ class SimulatedPool:
             self.end_run(next_run)
 
     def end_run(self, run: int, *, has_crashed: bool = False) -> None:
-        """It ends at this moment: done, gone for another, or crashed and waiting again."""
+        """End a run now. It has finished, or it was evicted or has crashed and is queued again."""
         job, running_job = self.running.pop(run)
         next(
             line for line in self.ledger if line.run == run and line.ended == math.inf
@@ -135,13 +137,13 @@ class SimulatedPool:
         self.run_admission()
 
     def cancel_run(self, run: int) -> None:
-        """A waiting run is cancelled; what was kept for it is free."""
+        """Cancel a waiting run and clear its reservations."""
         self.waiting.pop(run)
         self.clear_reservations(run)
         self.run_admission()
 
     def clear_reservations(self, run: int) -> None:
-        """Keep no device for a run any more."""
+        """Remove the reservations of a run."""
         self.devices = {
             number: replace(card, reserved_for=None) if card.reserved_for == run else card
             for number, card in self.devices.items()

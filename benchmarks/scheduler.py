@@ -1,8 +1,8 @@
-"""One admission pass over 512 devices, and when every waiting run should start; and how both grow
-from 100 to 10,000 of them.
+"""Measure an admission pass and the start estimates of all waiting runs on 512 devices, with 100 to
+10,000 waiting runs.
 
-The true scheduler on a scene in memory: what the database adds is not in it. Half the runs share
-devices with others.
+The real scheduler runs on a pool state in memory, so database access is not included. Half of the
+runs share devices with others.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from benchmarks import report
+from benchmarks import print_report
 from training.gpus.scheduling.eta import estimate_start_ranges
 from training.gpus.scheduling.explain import explain_queue
 from training.gpus.scheduling.scheduler import Scheduler
@@ -31,7 +31,7 @@ REPEATS = 3
 
 
 def make_pool_state(waiting: int) -> PoolState:
-    """All devices but eight in use, as after a pass in a busy week."""
+    """A busy pool: all devices but eight are in use."""
     rng = random.Random(waiting)
     devices = [DeviceState(number, 80 * GB) for number in range(DEVICES)]
     running = [
@@ -73,7 +73,7 @@ def draw_seconds(rng: random.Random) -> float:
 
 
 def measure_fastest(action: Callable[[], object]) -> float:
-    """Milliseconds of the best of a few times."""
+    """Milliseconds of the fastest of REPEATS calls."""
     best = math.inf
     for _ in range(REPEATS):
         began = time.perf_counter()
@@ -98,10 +98,10 @@ def main() -> None:
         eta_ms = measure_fastest(partial(estimate_start_ranges, state, NOW))
         figures[f"pass_ms_{waiting}"] = round(pass_ms, 1)
         figures[f"eta_ms_{waiting}"] = round(eta_ms, 1)
-    # The exponent of the growth over the last tenfold: 1 is linear.
+    # Exponent of the growth from 1,000 to 10,000 runs; 1 is linear
     figures["growth"] = round(math.log10(figures["pass_ms_10000"] / figures["pass_ms_1000"]), 2)
     figures["eta_growth"] = round(math.log10(figures["eta_ms_10000"] / figures["eta_ms_1000"]), 2)
-    report(figures)
+    print_report(figures)
 
 
 if __name__ == "__main__":

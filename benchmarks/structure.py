@@ -49,9 +49,7 @@ def module_name(path: Path, root: Path) -> str:
 
 
 def import_graph(root: Path) -> Graph:
-    """Which file imports which, by module name. An empty `__init__.py` imports nothing and is no
-    file here.
-    """
+    """The imports between files, by module name. Empty `__init__.py` files are left out."""
     files = {module_name(path, root): path for path in source_files(root)}
     graph: Graph = {
         name: set()
@@ -61,15 +59,15 @@ def import_graph(root: Path) -> Graph:
     for name in graph:
         tree = ast.parse(files[name].read_text(encoding="utf-8"))
         for node in ast.walk(tree):
-            wanted: list[str] = []
+            imported_names: list[str] = []
             if isinstance(node, ast.Import):
-                wanted = [alias.name for alias in node.names]
+                imported_names = [alias.name for alias in node.names]
             elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
-                wanted = [f"{node.module}.{alias.name}" for alias in node.names]
-            for target in wanted:
-                found = target if target in files else target.rpartition(".")[0]
-                if found in graph and found != name:
-                    graph[name].add(found)
+                imported_names = [f"{node.module}.{alias.name}" for alias in node.names]
+            for target in imported_names:
+                module = target if target in files else target.rpartition(".")[0]
+                if module in graph and module != name:
+                    graph[name].add(module)
     return graph
 
 
@@ -104,12 +102,14 @@ def find_cycles(graph: Graph) -> list[list[str]]:
 
 def longest_chain(graph: Graph) -> int:
     """Files on the longest chain of imports; a cycle counts as one file."""
-    owner = {name: name for name in graph}
+    representative = {name: name for name in graph}
     for cycle in find_cycles(graph):
-        owner |= dict.fromkeys(cycle, cycle[0])
+        representative |= dict.fromkeys(cycle, cycle[0])
     merged: Graph = defaultdict(set)
     for name, targets in graph.items():
-        merged[owner[name]] |= {owner[target] for target in targets} - {owner[name]}
+        merged[representative[name]] |= {representative[target] for target in targets} - {
+            representative[name]
+        }
 
     @cache
     def depth(node: str) -> int:
@@ -118,7 +118,7 @@ def longest_chain(graph: Graph) -> int:
     return max(depth(node) for node in list(merged))
 
 
-def measure(root: Path) -> Figures:
+def measure_structure(root: Path) -> Figures:
     graph = import_graph(root)
     cycles = find_cycles(graph)
     folders = Counter(path.parent for path in source_files(root) if path.name != "__init__.py")
@@ -181,4 +181,4 @@ def compare_commits(measure: Measure, baseline: str, description: str) -> None:
 
 
 if __name__ == "__main__":
-    compare_commits(measure, BASELINE, __doc__)
+    compare_commits(measure_structure, BASELINE, __doc__)

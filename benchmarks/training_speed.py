@@ -1,10 +1,10 @@
-"""SnapML's engine against TRL's SFTTrainer: same model, rows, LoRA (r 16 on all linear layers),
-effective batch 8 and steps.
+"""Compare the speed of SnapML's engine with TRL's SFTTrainer: same model, rows, LoRA (rank 16 on
+all linear layers), effective batch size 8 and number of steps.
 
-Each arm is a process of its own, in turn: ours, TRL as it comes, TRL at its best (no gradient
-checkpointing, bf16 where the hardware has it, the very batches of ours, rows of like length
-together, and its start, so that the held-out losses can be compared). `--trl-python` names the
-Python of an environment that has trl; `--model` a model's folder.
+Each arm runs in its own process: SnapML, TRL with default settings, and TRL with its best settings
+(no gradient checkpointing, bf16 if the hardware supports it, the same batches with rows of similar
+length, and the same initial weights, so that held-out losses are comparable). `--trl-python` is the
+Python of an environment with trl, `--model` the folder of a model.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def load_encoded_rows(folder: Path, split: str) -> list[Any]:
 
 
 def eval_loss(model: Any, folder: Path, rows: list[Any]) -> float:
-    """Nats per trained token over held-out rows, computed in one way for every arm."""
+    """Nats per trained token over held-out rows, computed the same way for every arm."""
     import torch
 
     from training.engine.modeling.model import LabeledPositionsHead
@@ -86,7 +86,7 @@ def base_settings(steps: int) -> dict[str, Any]:
 
 
 def order_rows(rows: list[Any], steps: int) -> list[Any]:
-    """The rows as the engine takes them, batch after batch."""
+    """The rows in the order in which the engine trains them."""
     from training.engine.batches import plan_steps
     from training.engine.config import RunConfig
 
@@ -97,8 +97,8 @@ def order_rows(rows: list[Any], steps: int) -> list[Any]:
 
 
 def measure_snapml(folder: Path, steps: int) -> dict[str, Any]:
-    """The engine itself, on a run folder, journal and memory readings included; only measuring and
-    saving wait for the end.
+    """Run the engine on a run folder, including journal and memory readings, but without
+    evaluations and checkpoints before the end.
     """
     from training.engine.__main__ import main as engine
 
@@ -147,7 +147,7 @@ def measure_snapml(folder: Path, steps: int) -> dict[str, Any]:
 
 
 def copy_initial_weights(model: Any, folder: Path, steps: int) -> None:
-    """Give TRL's adapter the engine's start, so that nothing but the training differs."""
+    """Copy the engine's initial weights to TRL's adapter, so that only the training differs."""
     import torch
 
     from training.engine.config import RunConfig
@@ -171,27 +171,19 @@ def copy_initial_weights(model: Any, folder: Path, steps: int) -> None:
                 parameter.copy_(engine_parameters[name])
 
 
-def measure_trl(folder: Path, steps: int, *, is_best: bool) -> dict[str, Any]:
+def make_sft_config(steps: int, *, is_best: bool) -> Any:
     import torch
-    from datasets import Dataset
-    from peft import LoraConfig
-    from trl import SFTConfig, SFTTrainer
+    from trl import SFTConfig
 
-    from training.engine.data.conversations import load_tokenizer
     from training.engine.modeling.model import get_fastest_dtype, resolve_device
 
-    rows = load_encoded_rows(folder, "train")
-    rows = order_rows(rows, steps) if is_best else rows
-    data = Dataset.from_list(
-        [{"input_ids": r.ids.tolist(), "labels": r.labels.tolist()} for r in rows]
-    )
     fastest = get_fastest_dtype(resolve_device())
     best_settings = {
         "gradient_checkpointing": False,
         "bf16": fastest is torch.bfloat16,
         "train_sampling_strategy": "sequential",
     }
-    settings = SFTConfig(
+    return SFTConfig(
         output_dir=tempfile.mkdtemp(),
         per_device_train_batch_size=BATCH_SIZE,
         max_steps=steps,
@@ -203,9 +195,23 @@ def measure_trl(folder: Path, steps: int, *, is_best: bool) -> dict[str, Any]:
         model_init_kwargs={"dtype": fastest} if is_best else None,
         **(best_settings if is_best else {}),
     )
+
+
+def measure_trl(folder: Path, steps: int, *, is_best: bool) -> dict[str, Any]:
+    from datasets import Dataset
+    from peft import LoraConfig
+    from trl import SFTTrainer
+
+    from training.engine.data.conversations import load_tokenizer
+
+    rows = load_encoded_rows(folder, "train")
+    rows = order_rows(rows, steps) if is_best else rows
+    data = Dataset.from_list(
+        [{"input_ids": r.ids.tolist(), "labels": r.labels.tolist()} for r in rows]
+    )
     trainer = SFTTrainer(
         model=str(folder),
-        args=settings,
+        args=make_sft_config(steps, is_best=is_best),
         train_dataset=data,
         processing_class=load_tokenizer(folder),
         peft_config=LoraConfig(
@@ -245,13 +251,13 @@ def measure_arm(name: str, folder: Path, steps: int) -> dict[str, Any]:
 
 
 def run_arm(name: str, folder: Path, arguments: argparse.Namespace) -> dict[str, Any]:
-    """The figures of one arm, measured in a process of its own."""
+    """Measure one arm in its own process."""
     from training.child_process import ALLOCATOR_VARIABLES
 
     python = sys.executable if name == "ours" else arguments.trl_python
     command = [python, "-W", "ignore", __file__, "--arm", name]
     command += ["--model", str(folder), "--steps", str(arguments.steps)]
-    # As the site starts its engine.
+    # The same environment as for an engine that the site starts
     environment = os.environ | (ALLOCATOR_VARIABLES if name == "ours" else {})
     process = subprocess.run(
         command, capture_output=True, text=True, cwd=ROOT, check=False, env=environment
@@ -276,7 +282,7 @@ def main() -> None:
             "\n" + json.dumps(measure_arm(arguments.arm, arguments.model, arguments.steps)) + "\n"
         )
         return
-    from benchmarks import report
+    from benchmarks import print_report
     from benchmarks.engine_step import import_builtin_model
 
     folder = arguments.model or import_builtin_model()
@@ -288,7 +294,7 @@ def main() -> None:
         sys.stderr.write(f"{name}: {results[name]}\n")
     best, snapml = results["trl_best"], results["ours"]
     default = results.get("trl_default")
-    report(
+    print_report(
         {
             "ratio_default": round(snapml["tokens_per_second"] / default["tokens_per_second"], 2)
             if default
