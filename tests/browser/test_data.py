@@ -75,9 +75,9 @@ def upload_file(page, instance, name, content):
 
 
 def check_and_save(page):
-    page.get_by_role("button", name=re.compile("Check all")).click()
+    page.get_by_role("button", name=re.compile("Check file")).click()
     page.get_by_role("button", name="Save as a data set").click(timeout=30_000)
-    expect(page.get_by_text("See what will be trained")).to_be_visible(timeout=30_000)
+    expect(page.get_by_text("View training data")).to_be_visible(timeout=30_000)
 
 
 @pytest.mark.parametrize("name", sorted(FILES))
@@ -85,7 +85,7 @@ def test_each_format_is_detected_and_saved(page, instance, name):
     upload_file(page, instance, name, FILES[name])
     expect(page.locator(".turn").first).to_contain_text("lamp")
     check_and_save(page)
-    expect(page.get_by_text("rows to train on")).to_be_visible()
+    expect(page.get_by_text("training rows")).to_be_visible()
 
 
 def test_a_file_with_faulty_rows_is_mapped_cleaned_and_launched(page, instance):
@@ -99,12 +99,12 @@ def test_a_file_with_faulty_rows_is_mapped_cleaned_and_launched(page, instance):
     page.get_by_label("Prompt").select_option("Frage")
     page.get_by_label("Completion").select_option("Antwort")
     expect(page.locator(".turn.user").first).to_contain_text("turn on lamp 0")
-    page.get_by_role("button", name=re.compile("Check all")).click()
+    page.get_by_role("button", name=re.compile("Check file")).click()
     expect(page.get_by_text("line 14: has 2 fields; the header has 3")).to_be_visible(
         timeout=30_000
     )
     expect(page.get_by_text("line 15: `Frage` is empty")).to_be_visible()
-    page.get_by_label("Leave the 2 faulty rows out").check()
+    page.get_by_label("Skip 2 invalid rows").check()
     page.get_by_role("button", name="Save as a data set").click()
     page.get_by_role("link", name="New run with this").click(timeout=30_000)
     page.get_by_label("Max length").fill("80", timeout=120_000)
@@ -160,7 +160,7 @@ def test_a_user_outside_the_team_sees_nothing(page, chromium, instance):
     sign_in(other, instance, "mallory")
     for path, text in (
         ("/", "From data to a better model"),
-        ("/data", "No data of your own yet"),
+        ("/data", "No data sets yet"),
         ("/adapters", "adapter"),
     ):
         other.goto(instance.address + path)

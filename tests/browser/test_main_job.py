@@ -26,7 +26,7 @@ def test_upload_train_watch_try_download(page, instance, tmp_path):
     )
     page.get_by_label("File", exact=True).set_input_files(bad)
     page.get_by_role("button", name="Upload").click()
-    page.get_by_role("button", name=re.compile("Check all")).click()
+    page.get_by_role("button", name=re.compile("Check file")).click()
     expect(
         page.get_by_text(
             "line 25, message 1: `role` is `bot`; expected system, user, assistant or tool"
@@ -34,11 +34,11 @@ def test_upload_train_watch_try_download(page, instance, tmp_path):
     ).to_be_visible(timeout=90_000)
     page.get_by_role("button", name="Save as a data set").click()
     expect(
-        page.get_by_text("1 of 25 rows cannot be used. Correct the file, or leave them out.")
+        page.get_by_text("1 of 25 rows are invalid. Fix the file, or save without these rows.")
     ).to_be_visible()
-    page.get_by_label("Leave the 1 faulty row out").check()
+    page.get_by_label("Skip 1 invalid row").check()
     page.get_by_role("button", name="Save as a data set").click()
-    expect(page.get_by_text("rows to train on")).to_be_visible(timeout=90_000)
+    expect(page.get_by_text("training rows")).to_be_visible(timeout=90_000)
 
     page.get_by_role("link", name="New run with this").click()
     launch_run_from_page(page, instance, "Lamps", data="lamps")

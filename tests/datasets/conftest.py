@@ -1,4 +1,4 @@
-"""Uploads are read in the process of the tests, quicker by a second of imports for every job."""
+"""Uploads are processed in the test process, which saves a second of imports for every job."""
 
 import contextlib
 import io
@@ -11,7 +11,9 @@ import pytest
 
 @pytest.fixture(autouse=True)
 def run_in_process(request, monkeypatch):
-    """Not where a test is marked `own_process`: that asks for limits, or for the program itself."""
+    """Runs program.py in this process, except in tests marked `own_process`, which need its limits
+    or the program itself.
+    """
     if request.node.get_closest_marker("own_process"):
         return
     from training.child_process import emit_error

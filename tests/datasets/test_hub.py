@@ -1,5 +1,5 @@
-"""A data set of the hub, fetched by the hub's own library from a stand-in that speaks as much of
-its language as is asked.
+"""Downloads a data set with huggingface_hub from a local server that implements the part of the
+Hub's API that is used.
 """
 
 import io
@@ -95,7 +95,7 @@ def hub(monkeypatch):
     threading.Thread(target=server.serve_forever, daemon=True).start()
     monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{server.server_port}")
     monkeypatch.setenv("HF_TOKEN", "hf_secret")
-    monkeypatch.setenv("HF_HUB_OFFLINE", "0")  # the tests of everything else ask no hub
+    monkeypatch.setenv("HF_HUB_OFFLINE", "0")  # other tests never access the Hub
     Hub.authorizations = []
     yield
     server.shutdown()
@@ -107,7 +107,7 @@ def fetch_upload(user, hub_id):
     return Upload.objects.get(pk=upload.pk)
 
 
-def test_it_is_fetched_split_by_split_and_becomes_a_version(hub, alice):
+def test_a_hub_data_set_is_downloaded_and_saved_with_its_splits(hub, alice):
     upload = fetch_upload(alice, "owner/lamps")
     assert (upload.state, upload.error) == ("draft", "")
     assert [file["split"] for file in upload.files] == ["train", "train", "eval"]
@@ -119,15 +119,17 @@ def test_it_is_fetched_split_by_split_and_becomes_a_version(hub, alice):
     run_lane(UPLOAD_JOB.lane)
     version = upload.versions.get()
     assert (version.dataset.name, version.train_rows, version.eval_rows) == ("lamps", 12, 1)
-    assert set(Hub.authorizations) == {None}  # the server's own token is not lent to its users
+    assert set(Hub.authorizations) == {
+        None
+    }  # the server's token is never used for downloads of users
 
 
-def test_more_than_the_limit_is_not_fetched(hub, alice, settings):
+def test_a_data_set_over_the_size_limit_is_not_downloaded(hub, alice, settings):
     settings.DATASET_MAX_BYTES = 1000
     upload = fetch_upload(alice, "owner/lamps")
-    assert (upload.state, "more than the 0 MiB allowed" in upload.error) == ("failed", True)
+    assert (upload.state, "at most 0 MiB" in upload.error) == ("failed", True)
 
 
-def test_what_the_hub_does_not_show_to_everybody_is_said(hub, alice):
+def test_a_private_data_set_is_not_found(hub, alice):
     upload = fetch_upload(alice, "owner/secret")
-    assert (upload.state, "shows no data set owner/secret" in upload.error) == ("failed", True)
+    assert (upload.state, "no public data set owner/secret" in upload.error) == ("failed", True)

@@ -1,5 +1,5 @@
-"""Whatever bytes come in: every record is a row or a named problem, and no other error ever leaves
-the reader.
+"""Fuzz tests: every record of arbitrary bytes is a row or a reported problem, and no other error
+leaves the reader.
 """
 
 import gzip
@@ -55,7 +55,9 @@ def path(tmp_path_factory):
 
 
 def check_reading(path, content, name):
-    """Every record, named problem or file's fault; anything else fails the test."""
+    """Read the content: every record is a row or a BadRow with a message, or the file is a BadFile.
+    Anything else fails.
+    """
     path.write_bytes(content)
     try:
         form = detect_format(path, name)

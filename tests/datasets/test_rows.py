@@ -1,4 +1,4 @@
-"""Every form of row is read, and a faulty one is told with its field and its reason."""
+"""Every row format is parsed, and an invalid row is reported with its field and the reason."""
 
 import json
 
@@ -57,22 +57,22 @@ def get_roles(record, mapping):
         ),
     ],
 )
-def test_the_form_is_guessed_and_read(record, row_format, expected_roles):
+def test_the_row_format_is_guessed(record, row_format, expected_roles):
     mapping = guess_mapping([record])
     assert mapping.row_format == row_format
     assert get_roles(record, mapping) == expected_roles.split()
 
 
-def test_plain_text_is_a_form():
+def test_plain_text_is_a_row_format():
     assert to_row({"text": "once"}, guess_mapping([{"text": "once"}])).text == "once"
 
 
-def test_a_guess_that_is_not_sure_says_so():
+def test_an_uncertain_guess_is_marked():
     assert not guess_mapping([{"Frage": "a", "Antwort": "b"}]).is_certain
     assert guess_mapping([{"prompt": "a", "completion": "b"}]).is_certain
 
 
-def test_a_tool_call_is_kept_with_its_arguments_as_an_object_and_the_tools_beside_it():
+def test_tool_calls_and_tools_are_kept_with_arguments_as_objects():
     record = {
         "messages": [
             {"role": "user", "content": "a"},
@@ -90,7 +90,7 @@ def test_a_tool_call_is_kept_with_its_arguments_as_an_object_and_the_tools_besid
     assert json.loads(row.to_json())["tools"] == [{"name": "lamp"}]
 
 
-def test_parts_of_text_are_joined_and_older_role_names_understood():
+def test_text_parts_are_joined_and_role_aliases_are_resolved():
     record = {
         "messages": [
             {"role": "developer", "content": "s"},
@@ -101,15 +101,15 @@ def test_parts_of_text_are_joined_and_older_role_names_understood():
     assert [m["content"] for m in to_row(record, MESSAGES).messages] == ["s", "a", "b"]
 
 
-def test_numbers_are_taken_as_labels():
+def test_numbers_are_converted_to_text():
     assert to_row({"prompt": "a", "completion": 1}, PAIRS).messages[1]["content"] == "1"
 
 
-def test_a_named_split_is_kept():
+def test_split_aliases_are_resolved():
     assert to_row({"prompt": "a", "completion": "b", "split": "valid"}, PAIRS).split == "eval"
 
 
-def test_the_shell_prompt_of_a_system_column_comes_first():
+def test_the_system_column_becomes_the_first_message():
     mapping = ColumnMapping(
         "pairs", {"prompt": "prompt", "completion": "completion", "system": "sys"}
     )
@@ -144,7 +144,11 @@ def test_the_shell_prompt_of_a_system_column_comes_first():
             MESSAGES,
             "part of type `image_url`",
         ),
-        ({"messages": [{"role": "user", "content": "a"}]}, MESSAGES, "no assistant message"),
+        (
+            {"messages": [{"role": "user", "content": "a"}]},
+            MESSAGES,
+            "no assistant message to train on",
+        ),
         (
             {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": " "}]},
             MESSAGES,
@@ -205,7 +209,7 @@ def test_the_shell_prompt_of_a_system_column_comes_first():
         ({"conversations": "x"}, SHAREGPT, "`conversations` must be a list"),
     ],
 )
-def test_a_faulty_row_is_told_with_its_field(record, mapping, message):
+def test_an_invalid_row_is_reported_with_its_field(record, mapping, message):
     with pytest.raises(BadRow) as caught:
         to_row(record, mapping)
     assert message in caught.value.message

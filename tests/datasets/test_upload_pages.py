@@ -1,6 +1,4 @@
-"""The way from a file to a version in the browser's requests: upload, map, check, save; strangers
-see nothing of it.
-"""
+"""The upload pages: upload, map, check and save; other users cannot see an upload."""
 
 from pathlib import Path
 
@@ -24,7 +22,7 @@ def list_incoming(settings):
     return list(Path(settings.FILE_UPLOAD_TEMP_DIR).iterdir())
 
 
-def test_it_works(as_alice, settings):
+def test_a_file_is_uploaded_mapped_checked_and_saved(as_alice, settings):
     answer = post_file(as_alice)
     upload = Upload.objects.get()
     assert answer["Location"] == f"/data/uploads/{upload.pk}"
@@ -34,18 +32,18 @@ def test_it_works(as_alice, settings):
     assert "turn on the kitchen lamp" in page
     mapping = {"row_format": "messages", "column-messages": "messages", "check": "1"}
     assert (
-        "Checking every row"
+        "Checking all rows"
         in as_alice.post(f"/data/uploads/{upload.pk}/map", mapping).content.decode()
     )
     run_lane(UPLOAD_JOB.lane)
-    assert f"{len(tiny.ROWS)} usable rows" in as_alice.get(answer["Location"]).content.decode()
+    assert f"{len(tiny.ROWS)} valid rows" in as_alice.get(answer["Location"]).content.decode()
     as_alice.post(f"/data/uploads/{upload.pk}/save", {"seed": "0"})
     run_lane(UPLOAD_JOB.lane)
     assert "Saved as lights v1" in as_alice.get(answer["Location"]).content.decode()
     assert "kitchen" in as_alice.get(f"/data/{Dataset.objects.get().pk}").content.decode()
 
 
-def test_the_preview_follows_a_change_of_the_mapping_at_once(as_alice):
+def test_the_preview_follows_a_change_of_the_mapping(as_alice):
     post_file(as_alice, b"id,Frage,Antwort\n1,what,that\n2,who,me\n", "f.csv")
     upload = Upload.objects.get()
     mapping = {
@@ -61,7 +59,7 @@ def test_the_preview_follows_a_change_of_the_mapping_at_once(as_alice):
     assert Upload.objects.get().mapping["columns"] == {"prompt": "Frage", "completion": "Antwort"}
 
 
-def test_a_missing_column_is_asked_for_and_nothing_is_lost(as_alice):
+def test_a_missing_column_is_reported_and_the_form_keeps_its_values(as_alice):
     post_file(as_alice, b"id,Frage,Antwort\n1,what,that\n2,who,me\n", "f.csv")
     upload = Upload.objects.get()
     page = as_alice.post(
@@ -77,7 +75,7 @@ def test_rows_can_be_pasted(as_alice):
     assert Upload.objects.get().name == "Typed"
 
 
-def test_a_script_gets_the_address_or_the_sentence_as_json(as_alice):
+def test_scripts_get_the_url_or_the_error_as_json(as_alice):
     answer = as_alice.post(
         "/data/new",
         {"file": SimpleUploadedFile("a.jsonl", LIGHTS)},
@@ -100,9 +98,7 @@ def test_a_script_gets_the_address_or_the_sentence_as_json(as_alice):
         ("hé".encode("utf-16"), "UTF-16"),
     ],
 )
-def test_a_file_that_is_none_is_refused_at_once_and_leaves_nothing(
-    as_alice, settings, content, message
-):
+def test_an_unreadable_file_is_rejected_and_deleted(as_alice, settings, content, message):
     answer = post_file(as_alice, content, name="My lamps.jsonl")
     assert answer.status_code == 400
     assert message in answer.content.decode()
@@ -110,12 +106,12 @@ def test_a_file_that_is_none_is_refused_at_once_and_leaves_nothing(
     assert list_incoming(settings) == []
 
 
-def test_an_upload_over_the_limit_breaks_off_and_leaves_nothing(as_alice, settings, tmp_path):
+def test_an_upload_over_the_size_limit_is_aborted_and_deleted(as_alice, settings, tmp_path):
     settings.DATASET_MAX_BYTES = 100_000
     settings.FILE_UPLOAD_TEMP_DIR = str(tmp_path)
     answer = post_file(as_alice, b"x" * 400_000)
     assert answer.status_code == 413
-    assert "nothing of it was kept" in answer.content.decode()
+    assert "Nothing was saved" in answer.content.decode()
     assert list(tmp_path.iterdir()) == []
     assert not Upload.objects.exists()
 
@@ -123,13 +119,13 @@ def test_an_upload_over_the_limit_breaks_off_and_leaves_nothing(as_alice, settin
 @pytest.mark.parametrize(
     "hub_id", ["../../etc", "a/b/c", "-x/y", "file:///etc/passwd", "http://127.0.0.1/x"]
 )
-def test_what_is_no_hub_id_never_reaches_the_network(as_alice, hub_id):
+def test_an_invalid_hub_id_is_rejected(as_alice, hub_id):
     assert as_alice.post("/data/new", {"hub_id": hub_id}).status_code == 400
     assert not Upload.objects.exists()
 
 
 @pytest.mark.own_process
-def test_a_hub_that_cannot_be_reached_is_a_sentence(as_alice, monkeypatch):
+def test_an_unreachable_hub_fails_the_upload(as_alice, monkeypatch):
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
     as_alice.post("/data/new", {"hub_id": "owner/name"})
     upload = Upload.objects.get()
@@ -140,9 +136,9 @@ def test_a_hub_that_cannot_be_reached_is_a_sentence(as_alice, monkeypatch):
 
 @pytest.mark.parametrize(
     ("path", "method"),
-    [("", "get"), ("/map", "post"), ("/save", "post"), ("/remap", "post"), ("/forget", "post")],
+    [("", "get"), ("/map", "post"), ("/save", "post"), ("/remap", "post"), ("/discard", "post")],
 )
-def test_a_stranger_finds_nothing(as_alice, client, people, path, method):
+def test_other_users_get_404(as_alice, client, people, path, method):
     post_file(as_alice)
     client.force_login(people["mallory"])
     assert (
@@ -150,7 +146,7 @@ def test_a_stranger_finds_nothing(as_alice, client, people, path, method):
     )
 
 
-def test_a_team_mate_may_look_but_not_change(as_alice, client, people):
+def test_a_teammate_can_view_but_not_change_an_upload(as_alice, client, people):
     post_file(as_alice)
     client.force_login(people["bob"])
     address = f"/data/uploads/{Upload.objects.get().pk}"
@@ -158,14 +154,14 @@ def test_a_team_mate_may_look_but_not_change(as_alice, client, people):
     assert client.post(address + "/save").status_code == 403
 
 
-def test_an_upload_can_be_thrown_away(as_alice):
+def test_an_upload_can_be_discarded(as_alice):
     post_file(as_alice)
     upload = Upload.objects.get()
-    as_alice.post(f"/data/uploads/{upload.pk}/forget")
+    as_alice.post(f"/data/uploads/{upload.pk}/discard")
     assert not upload.folder.exists()
 
 
-def test_markup_in_rows_names_and_columns_is_shown_as_text(as_alice):
+def test_markup_in_rows_names_and_columns_is_escaped(as_alice):
     rows = b"<b>q</b>,a\n<script>alert(1)</script>,x\n<script>alert(2)</script>,y\n"
     answer = post_file(as_alice, rows, "x.csv", name="<img src=x>")
     page = as_alice.get(answer["Location"]).content.decode()

@@ -1,5 +1,5 @@
-"""From a file to an immutable version: checked, split, deduplicated, and nothing left behind when
-it fails.
+"""Uploads become immutable versions: checked, split and deduplicated, with nothing left behind on
+failure.
 """
 
 import json
@@ -10,6 +10,7 @@ import pytest
 from django.utils import timezone
 
 from tests import tiny
+from tests.user_errors import raises_user_error
 from training.datasets import services, uploads
 from training.datasets.build import BuildOptions
 from training.datasets.examples import EXAMPLES, add_example
@@ -17,7 +18,7 @@ from training.datasets.models import Dataset, DatasetVersion, Upload
 from training.datasets.preview import get_random_prompt, load_turns
 from training.datasets.upload_job import UPLOAD_JOB, create_dataset
 from training.datasets.uploads import BadData, receive_files
-from training.errors import Conflict, NotAllowed, UserError
+from training.errors import Conflict, NotAllowed
 from training.jobs.models import Job
 from training.jobs.recovery import recover_lost_jobs
 from training.jobs.runner import run_lane
@@ -27,7 +28,9 @@ pytestmark = pytest.mark.django_db
 
 @pytest.fixture
 def make_upload(alice, tmp_path):
-    """Receives files, given as content by name; `heldout` is a file of held-out rows."""
+    """Creates uploads from content; `heldout` is the content of a second file with held-
+    out rows.
+    """
 
     def receive(name="lights.jsonl", content=None, heldout=None, **more):
         files = [(tmp_path / "in", name, "")]
@@ -35,7 +38,7 @@ def make_upload(alice, tmp_path):
             b"".join(tiny.encode_jsonl(tiny.ROWS)) if content is None else content
         )
         if heldout is not None:
-            files.append((tmp_path / "held", "held.jsonl", "eval"))
+            files.append((tmp_path / "eval", "eval.jsonl", "eval"))
             files[1][0].write_bytes(heldout)
         return receive_files(alice, files, name="", source=f"upload: {name}", **more)
 
@@ -67,7 +70,7 @@ def read_lines(version, split):
 
 
 @pytest.mark.own_process
-def test_it_works(make_upload):
+def test_an_upload_is_checked_and_saved_as_a_version(make_upload):
     upload = check_upload(make_upload())
     assert (upload.state, upload.report["rows"], upload.report["problems"]["count"]) == (
         "checked",
@@ -83,7 +86,7 @@ def test_it_works(make_upload):
     ]
 
 
-def test_the_same_content_is_the_same_version_and_the_split_is_drawn_by_its_seed(make_upload):
+def test_the_digest_depends_on_the_content_and_the_split_seed(make_upload):
     first, again = (
         save_upload(check_upload(make_upload())),
         save_upload(check_upload(make_upload())),
@@ -92,21 +95,21 @@ def test_the_same_content_is_the_same_version_and_the_split_is_drawn_by_its_seed
     assert first.digest == again.digest != other.digest
 
 
-def test_a_share_of_ones_own_is_held_out(make_upload):
+def test_the_held_out_share_can_be_set(make_upload):
     version = save_upload(check_upload(make_upload()), eval_share=0.25)
     assert version.eval_rows == 6
     assert not set(read_lines(version, "train")) & set(read_lines(version, "eval"))
 
 
-def test_a_file_of_ones_own_is_held_out_and_rows_that_stand_in_both_leave_training(make_upload):
+def test_rows_of_the_held_out_file_are_removed_from_training(make_upload):
     eval_content = b"".join(tiny.encode_jsonl(tiny.ROWS[:3]))
     version = save_upload(check_upload(make_upload(heldout=eval_content)))
     assert (version.train_rows, version.eval_rows) == (len(tiny.ROWS) - 3, 3)
-    assert version.report["dropped"]["in_both"] == 3
+    assert version.report["dropped"]["cross_split"] == 3
     assert not set(read_lines(version, "train")) & set(read_lines(version, "eval"))
 
 
-def test_a_column_says_the_split(make_upload):
+def test_a_column_can_name_the_split(make_upload):
     rows = [
         {**row, "part": "test" if i < 2 else "valid" if i < 5 else "train"}
         for i, row in enumerate(tiny.ROWS)
@@ -117,16 +120,16 @@ def test_a_column_says_the_split(make_upload):
     assert (version.test_rows, version.eval_rows) == (2, 3)
 
 
-def test_repeated_rows_are_counted_stay_on_one_side_and_can_be_dropped(make_upload):
+def test_duplicates_are_counted_share_a_split_and_can_be_dropped(make_upload):
     content = b"".join(tiny.encode_jsonl(tiny.ROWS * 3))
     upload = check_upload(make_upload(content=content))
-    assert upload.report["same"] == 2 * len(tiny.ROWS)
+    assert upload.report["duplicates"] == 2 * len(tiny.ROWS)
     version = save_upload(upload, eval_share=0.2)
     assert not set(read_lines(version, "train")) & set(read_lines(version, "eval"))
     assert save_upload(check_again(upload), drop_duplicates=True).rows == len(tiny.ROWS)
 
 
-def test_rows_that_look_alike_are_counted_and_can_be_dropped_and_leaks_are_told(make_upload):
+def test_near_duplicates_and_leaks_are_counted_and_near_duplicates_can_be_dropped(make_upload):
     text = (
         "please would you be so kind as to turn the lamp in the long hall beside the old "
         "kitchen stairs on for me now and then"
@@ -138,8 +141,8 @@ def test_rows_that_look_alike_are_counted_and_can_be_dropped_and_leaks_are_told(
         for i in range(2)
     ] + tiny.ROWS
     upload = check_upload(make_upload(content=b"".join(tiny.encode_jsonl(rows))))
-    assert upload.report["alike"] == 1
-    assert upload.report["alike_shown"] == [["line 1", "line 2"]]
+    assert upload.report["near_duplicates"] == 1
+    assert upload.report["near_duplicate_examples"] == [["line 1", "line 2"]]
     assert save_upload(upload, drop_near_duplicates=True).rows == len(rows) - 1
     rows[1] = {
         **tiny.make_row(rows[0]["messages"][0]["content"], "another answer"),
@@ -149,7 +152,7 @@ def test_rows_that_look_alike_are_counted_and_can_be_dropped_and_leaks_are_told(
     assert leaking.report["leaks"]["prompts"] == 1
 
 
-def test_every_faulty_row_is_named_grouped_and_counted_and_can_be_left_out(make_upload, alice):
+def test_invalid_rows_are_listed_grouped_and_counted_and_can_be_skipped(make_upload, alice):
     bad = [b'{"messages": [{"role": "bot%d", "content": "a"}]}\n' % i for i in range(150)]
     upload = check_upload(
         make_upload(
@@ -158,22 +161,20 @@ def test_every_faulty_row_is_named_grouped_and_counted_and_can_be_left_out(make_
     )
     problems = upload.report["problems"]
     assert problems["count"] == 151
-    assert len(problems["shown"]) == 100
+    assert len(problems["messages"]) == 100
     assert (
-        problems["shown"][0]
+        problems["messages"][0]
         == "line 6, message 1: `role` is `bot0`; expected system, user, assistant or tool"
     )
     assert [group["count"] for group in problems["groups"]] == [150, 1]
-    with pytest.raises(
-        BadData, match=r"151 of 155 rows cannot be used. Correct the file, or leave them out."
-    ):
+    with raises_user_error(BadData, code="invalid_rows", naming=("151 of 155",)):
         uploads.request_save(upload, BuildOptions(), skip_faulty=False)
     assert Dataset.objects.count() == 0
     version = save_upload(upload, skip_faulty=True)
     assert (version.rows, version.skipped_rows) == (4, 151)
 
 
-def test_a_wrong_guess_is_corrected_as_a_new_version_and_the_first_one_stays(make_upload):
+def test_a_corrected_mapping_is_saved_as_a_new_version(make_upload):
     content = b"id,Frage,Antwort\n" + b"".join(
         b"n%d,what is %d,%d it is\n" % (i, i, i) for i in range(9)
     )
@@ -190,46 +191,45 @@ def test_a_wrong_guess_is_corrected_as_a_new_version_and_the_first_one_stays(mak
     assert first.split_path("train").exists()
 
 
-def test_too_few_rows_are_refused_when_they_are_saved(make_upload):
+def test_saving_a_single_row_fails(make_upload):
     upload = check_upload(make_upload(content=tiny.encode_jsonl(tiny.ROWS)[0]))
     uploads.request_save(upload, BuildOptions(), skip_faulty=False)
     run_lane(UPLOAD_JOB.lane)
     upload.refresh_from_db()
     assert upload.state == "failed"
-    assert "at least 2 different ones are needed" in upload.error
+    assert "at least 2 different rows" in upload.error
 
 
 @pytest.mark.own_process
-def test_a_file_that_breaks_off_fails_with_its_sentence(make_upload):
+def test_the_check_of_a_truncated_gzip_file_fails(make_upload):
     import gzip
 
     upload = check_upload(
         make_upload("x.jsonl.gz", gzip.compress(b"".join(tiny.encode_jsonl(tiny.ROWS)))[:-9])
     )
-    assert (upload.state, "cut off or damaged" in upload.error) == ("failed", True)
+    assert (upload.state, "truncated or corrupt" in upload.error) == ("failed", True)
 
 
-def test_a_job_is_done_once(make_upload):
+def test_a_job_is_enqueued_once_and_saving_needs_a_check(make_upload):
     upload = make_upload()
     uploads.request_job(upload, "check")
-    with pytest.raises(Conflict):
+    with raises_user_error(Conflict, code="already_enqueued"):
         uploads.request_job(upload, "check")
     run_lane(UPLOAD_JOB.lane)
     run_lane(UPLOAD_JOB.lane)
-    with pytest.raises(Conflict, match="Check the file first"):
+    with raises_user_error(Conflict, code="not_checked"):
         uploads.request_save(make_upload(), BuildOptions(), skip_faulty=False)
 
 
 @pytest.mark.parametrize(
     ("choices", "field"), [({"eval_share": 1.5}, "eval_share"), ({"seed": -1}, "seed")]
 )
-def test_choices_that_cannot_be_are_refused(choices, field):
-    with pytest.raises(UserError) as caught:
+def test_build_options_out_of_range_are_rejected(choices, field):
+    with raises_user_error(field=field):
         BuildOptions(**choices)
-    assert caught.value.field == field
 
 
-def test_insights_tell_languages_labels_secrets_and_private_addresses(make_upload):
+def test_insights_list_languages_labels_secrets_and_private_addresses(make_upload):
     rows = [
         tiny.make_row(
             f"Is this sentence number {i} a friendly one or is it not, please?",
@@ -243,19 +243,21 @@ def test_insights_tell_languages_labels_secrets_and_private_addresses(make_uploa
         "insights"
     ]
     assert insights["languages"][0]["name"] == "en"
-    assert [label["words"] for label in insights["labels"]] == ["yes", "no"]
+    assert [label["label"] for label in insights["labels"]] == ["yes", "no"]
     assert insights["secrets"] == {
         "count": 1,
-        "shown": [{"place": "line 6", "words": "AWS Access Key"}],
+        "examples": [{"location": "line 6", "description": "AWS Access Key"}],
     }
-    assert insights["addresses"]["shown"] == [{"place": "line 7", "words": "ja…@thefirm.io"}]
+    assert insights["addresses"]["examples"] == [
+        {"location": "line 7", "description": "ja…@thefirm.io"}
+    ]
     assert "AKIA" not in json.dumps(insights)
 
 
-def test_deleting_asks_for_the_name_and_frees_the_disk(make_upload, alice, people):
+def test_deleting_a_data_set_needs_its_name_and_frees_the_disk(make_upload, alice, people):
     version = save_upload(check_upload(make_upload()))
     folders = [version.split_path("train").parent, version.upload.folder]
-    with pytest.raises(UserError, match="Type the name lights"):
+    with raises_user_error(field="name", naming=("lights",)):
         services.delete_dataset(alice, version.dataset, "light")
     with pytest.raises(NotAllowed):
         services.delete_dataset(people["bob"], version.dataset, "lights")
@@ -264,7 +266,7 @@ def test_deleting_asks_for_the_name_and_frees_the_disk(make_upload, alice, peopl
     assert not Upload.objects.exists()
 
 
-def test_files_that_another_set_shares_stay(make_upload, alice):
+def test_deleting_keeps_files_that_another_data_set_shares(make_upload, alice):
     first, second = (
         save_upload(check_upload(make_upload())),
         save_upload(check_upload(make_upload())),
@@ -273,8 +275,8 @@ def test_files_that_another_set_shares_stay(make_upload, alice):
     assert second.split_path("train").exists()
 
 
-def test_data_that_a_run_was_trained_on_cannot_be_deleted(run, alice):
-    with pytest.raises(Conflict, match="trained on by 1 run"):
+def test_data_used_by_a_run_cannot_be_deleted(run, alice):
+    with raises_user_error(Conflict, code="in_use", naming=("1 run",)):
         services.delete_dataset(alice, run.data.dataset, "Lights")
 
 
@@ -282,7 +284,7 @@ def test_data_that_a_run_was_trained_on_cannot_be_deleted(run, alice):
     ("key", "train", "heldout", "test"),
     [("smart_home", 2322, 148, 488), ("shell_commands", 924, 80, 200)],
 )
-def test_examples_come_with_one_click_and_only_once(alice, key, train, heldout, test):
+def test_an_example_is_added_only_once(alice, key, train, heldout, test):
     version = add_example(alice, key)
     assert (version.train_rows, version.eval_rows, version.test_rows) == (train, heldout, test)
     assert add_example(alice, key) == version
@@ -290,7 +292,7 @@ def test_examples_come_with_one_click_and_only_once(alice, key, train, heldout, 
     assert version.dataset.license
 
 
-def test_faulty_lines_of_trusted_data_are_refused(alice):
+def test_invalid_rows_of_trusted_data_are_rejected(alice):
     with pytest.raises(BadData):
         create_dataset(alice, "Bad", [*tiny.encode_jsonl(tiny.ROWS[:3]), b"nonsense\n"], source="x")
     assert DatasetVersion.objects.count() == 0
@@ -303,7 +305,7 @@ def test_a_random_row_was_not_trained_on(data):
     assert row["expected"]
 
 
-def test_plain_text_is_a_version_too(make_upload):
+def test_plain_text_can_be_saved_as_a_version(make_upload):
     version = save_upload(
         check_upload(
             make_upload(
@@ -315,7 +317,7 @@ def test_plain_text_is_a_version_too(make_upload):
     assert get_random_prompt(version)["expected"]
 
 
-def test_the_child_reads_with_no_secret_in_its_environment(make_upload, monkeypatch):
+def test_the_upload_program_gets_no_secrets_in_its_environment(make_upload, monkeypatch):
     monkeypatch.setenv("DATABASE_URL", "postgres://secret")
     monkeypatch.setenv("HF_TOKEN", "hf_secret")
     child_environment = {}
@@ -339,7 +341,7 @@ def test_the_folder_of_an_upload_is_named_by_its_number_alone(make_upload, setti
     ]
 
 
-def test_dropping_repeats_and_look_alikes_never_touches_what_is_held_out(make_upload):
+def test_dropping_duplicates_never_removes_held_out_rows(make_upload):
     text = (
         "please would you be so kind as to turn the lamp in the long hall beside the old "
         "kitchen stairs on for me now and then"
@@ -363,10 +365,10 @@ def test_dropping_repeats_and_look_alikes_never_touches_what_is_held_out(make_up
     )
     assert version.eval_rows == 4
     assert version.train_rows == len(tiny.ROWS) - 3
-    assert version.report["leaks"]["alike"] == 0
+    assert version.report["leaks"]["near_duplicates"] == 0
 
 
-def test_one_row_without_a_split_does_not_stop_the_draw(make_upload):
+def test_held_out_rows_are_drawn_when_only_one_row_has_no_split(make_upload):
     rows = [{**row, "split": "train"} for row in tiny.ROWS[:-1]] + [tiny.ROWS[-1]]
     assert (
         save_upload(check_upload(make_upload(content=b"".join(tiny.encode_jsonl(rows))))).eval_rows
@@ -374,7 +376,7 @@ def test_one_row_without_a_split_does_not_stop_the_draw(make_upload):
     )
 
 
-def test_prompts_that_differ_in_a_sign_are_no_leak(make_upload):
+def test_prompts_that_differ_in_one_character_are_not_leaks(make_upload):
     rows = [tiny.make_row(f"{i} + 4 =", str(i + 4)) for i in range(20)] + [
         {**tiny.make_row("3 - 4 =", "-1"), "split": "valid"}
     ]
@@ -404,38 +406,38 @@ def test_secrets_are_found_in_system_prompts_and_tool_calls_too(make_upload):
     secrets = check_upload(make_upload(content=b"".join(tiny.encode_jsonl(rows)))).report[
         "insights"
     ]["secrets"]
-    assert [one["place"] for one in secrets["shown"]] == [
+    assert [example["location"] for example in secrets["examples"]] == [
         f"line {len(rows) - 1}",
         f"line {len(rows)}",
     ]
 
 
-def test_names_that_cannot_be_stored_are_no_columns_and_no_fault_of_the_page(make_upload):
+def test_columns_with_unsupported_names_are_ignored(make_upload):
     rows = [
         {"pro\x00mpt": "a", "q\ud800": "x", "prompt": "b", "completion": f"c{i}"} for i in range(4)
     ]
     rows.append({"prompt": "a", "completion": ["\ud800"]})
     upload = check_upload(make_upload(content=b"".join(tiny.encode_jsonl(rows))))
     assert upload.mapping["columns"] == {"prompt": "prompt", "completion": "completion"}
-    assert upload.report["problems"]["shown"][0].encode()
+    assert upload.report["problems"]["messages"][0].encode()
 
 
-def test_a_file_that_could_not_be_read_to_its_end_says_so(make_upload):
+def test_the_report_names_the_line_after_which_nothing_was_read(make_upload):
     content = b"prompt,completion\n" + b"a,b\n" * 9 + b'c,"never closed\n' + b"d,e\n" * 50
     upload = check_upload(make_upload("x.csv", content))
-    assert upload.report["problems"]["unread"] == "line 11"
-    with pytest.raises(BadData, match="could not be read to its end"):
+    assert upload.report["problems"]["unread_after"] == "line 11"
+    with raises_user_error(BadData, code="invalid_rows"):
         uploads.request_save(upload, BuildOptions(), skip_faulty=False)
 
 
-def test_an_upload_that_is_thrown_away_while_it_is_read_is_gone(make_upload, alice, monkeypatch):
+def test_an_upload_discarded_during_its_check_is_deleted(make_upload, alice, monkeypatch):
     upload = make_upload()
     uploads.request_job(upload, "check")
 
     def discard_midway(*_args, **_kwargs):
         services.discard_upload(alice, upload)
         yield {"alive": True}
-        raise AssertionError("the program was followed on")
+        raise AssertionError("the messages of the program were read on")
 
     monkeypatch.setattr("training.jobs.runner.stream_child", discard_midway)
     folder = upload.folder
@@ -444,22 +446,22 @@ def test_an_upload_that_is_thrown_away_while_it_is_read_is_gone(make_upload, ali
     assert not folder.exists()
 
 
-def test_whatever_breaks_in_the_worker_is_told_on_the_upload(make_upload, monkeypatch):
+def test_an_error_in_the_worker_fails_the_upload(make_upload, monkeypatch):
     def fail_disk_full(*_args, **_kwargs):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("training.jobs.runner.stream_child", fail_disk_full)
     upload = check_upload(make_upload())
-    assert (upload.state, upload.error) == ("failed", "It could not be read (OSError).")
+    assert (upload.state, upload.error) == ("failed", "The file could not be read (OSError).")
 
 
-def test_a_data_set_is_not_deleted_under_a_worker_and_no_longer_ones_own_takes_no_version(
+def test_a_busy_data_set_is_not_deleted_and_a_foreign_one_gets_no_version(
     make_upload, alice, people
 ):
     version = save_upload(check_upload(make_upload()))
     other = make_upload(dataset=version.dataset)
     uploads.request_job(other, "check")
-    with pytest.raises(Conflict, match="is being read"):
+    with raises_user_error(Conflict, code="busy"):
         services.delete_dataset(alice, version.dataset, "lights")
     run_lane(UPLOAD_JOB.lane)
     version.dataset.owner, version.dataset.team = people["mallory"], None
@@ -469,7 +471,7 @@ def test_a_data_set_is_not_deleted_under_a_worker_and_no_longer_ones_own_takes_n
         uploads.request_save(other, BuildOptions(), skip_faulty=False)
 
 
-def test_an_upload_whose_worker_died_is_read_again(make_upload):
+def test_an_upload_whose_worker_died_is_checked_again(make_upload):
     upload = make_upload()
     uploads.request_job(upload, "check")
     Upload.objects.update(state="working")
@@ -490,7 +492,7 @@ def test_an_upload_whose_worker_died_is_read_again(make_upload):
         ("d/unsupervised/0.parquet", ""),
     ],
 )
-def test_the_splits_of_the_hub_are_told_by_their_beginning(path, split):
+def test_splits_of_hub_files_are_detected_by_their_prefix(path, split):
     from training.datasets.hub import select_configuration, split_from_path
 
     assert split_from_path(path) == split

@@ -57,7 +57,7 @@ CHANGING = {
     "upload-map",
     "upload-save",
     "upload-remap",
-    "upload-forget",
+    "upload-discard",
     "run-register",
     "adapter-edit",
     "adapter-delete",

@@ -1,5 +1,5 @@
-"""Data sets in the admin site, to look at; versions are immutable, and deleting frees the disk only
-through its act.
+"""Data sets in the admin site, read only: versions are immutable, and only services.py frees the
+disk space of what it deletes.
 """
 
 from django.contrib import admin

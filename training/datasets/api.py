@@ -1,4 +1,4 @@
-"""Data sets in the API: upload, map, check, save, read, delete."""
+"""Data sets in the API: upload, map columns, check, save, read, delete."""
 
 from datetime import datetime
 from pathlib import Path
@@ -84,7 +84,7 @@ class MappingIn(Schema):
 
 class SaveIn(Schema):
     model_config = ConfigDict(extra="forbid")
-    skip_faulty: bool = Field(False, description="save without the faulty rows")
+    skip_faulty: bool = Field(False, description="save the version without the faulty rows")
     drop_duplicates: bool = False
     drop_near_duplicates: bool = False
     eval_share: float | None = Field(None, gt=0, lt=1)
@@ -116,7 +116,7 @@ def list_datasets(request: AuthenticatedRequest) -> Any:
 
 @router.post("/examples/{key}", response={201: DatasetOut})
 def use_example(request: AuthenticatedRequest, key: str) -> Status[Dataset]:
-    """Your own copy of `smart_home` or `shell_commands`."""
+    """Create your own copy of the example `smart_home` or `shell_commands`."""
     return Status(201, add_example(request.user, key).dataset)
 
 
@@ -134,12 +134,12 @@ def create_upload(
     name: Annotated[str, Form(max_length=120)] = "",
     dataset: Annotated[int | None, Form(ge=0, le=2**53)] = None,
 ) -> Status[Upload]:
-    """Send a file, or rows as text. The answer guesses the form; correct it with PATCH, then POST
-    to /check and /save.
+    """Upload a file, or send rows as text. The response guesses the column mapping; correct it with
+    PATCH, then POST to /check and /save.
     """
     if was_too_large(request):
         raise TooLarge(
-            f"The upload is larger than {format_upload_limit()}; nothing of it was kept.",
+            f"The upload is larger than {format_upload_limit()}. Nothing was saved.",
             field="file",
         )
     target_dataset = get_changeable(Dataset, request.user, dataset) if dataset is not None else None
@@ -160,7 +160,7 @@ def create_upload(
 
 @router.post("/uploads/hub", response={201: UploadOut})
 def fetch_from_hub(request: AuthenticatedRequest, body: HubIn) -> Status[Upload]:
-    """Fetch a public data set of the hub in the background; follow the upload's `state`."""
+    """Download a public Hugging Face data set in the background. Poll the upload's `state`."""
     return Status(201, uploads.enqueue_hub_fetch(request.user, body.hub_id, name=body.name))
 
 
@@ -177,7 +177,7 @@ def delete_upload(request: AuthenticatedRequest, upload_id: int) -> Status[None]
 
 @router.patch("/uploads/{int:upload_id}", response=UploadOut)
 def update_mapping(request: AuthenticatedRequest, upload_id: int, body: MappingIn) -> Upload:
-    """Say what the columns mean. What was checked before counts no more."""
+    """Set the column mapping. The results of earlier checks are discarded."""
     upload = get_changeable(Upload, request.user, upload_id)
     values = body.dict()
     read_options = {name: values.pop(name) for name in ("delimiter", "header", "unit")}
@@ -189,7 +189,7 @@ def update_mapping(request: AuthenticatedRequest, upload_id: int, body: MappingI
 
 @router.get("/uploads/{int:upload_id}/preview", response=list[dict[str, Any]])
 def preview_upload(request: AuthenticatedRequest, upload_id: int) -> Any:
-    """The first records as rows under the present mapping, or why they are none."""
+    """The first records as rows under the current mapping, or the reason why one is invalid."""
     upload = get_visible(Upload, request.user, upload_id)
     uploads.get_file_format(upload)
     mapping = ColumnMapping(**upload.mapping)
@@ -198,9 +198,7 @@ def preview_upload(request: AuthenticatedRequest, upload_id: int) -> Any:
 
 @router.post("/uploads/{int:upload_id}/check", response=UploadOut)
 def check_upload(request: AuthenticatedRequest, upload_id: int) -> Upload:
-    """Read every row in the background; `state` becomes `checked`, and `report` tells what was
-    found.
-    """
+    """Check every row in the background. `state` becomes `checked`; `report` holds the results."""
     upload = get_changeable(Upload, request.user, upload_id)
     uploads.request_check(upload)
     return upload
@@ -208,7 +206,7 @@ def check_upload(request: AuthenticatedRequest, upload_id: int) -> Upload:
 
 @router.post("/uploads/{int:upload_id}/save", response=UploadOut)
 def save_upload(request: AuthenticatedRequest, upload_id: int, body: SaveIn) -> Upload:
-    """Save a checked upload as a version, in the background; `state` becomes `done`."""
+    """Save a checked upload as a new version, in the background. `state` becomes `done`."""
     upload = get_changeable(Upload, request.user, upload_id, "dataset", "owner")
     values = body.dict()
     skip_faulty = values.pop("skip_faulty")
@@ -224,10 +222,10 @@ def read_rows(
     limit: Annotated[int, Query(ge=1, le=MAX_ROWS_PER_REQUEST)] = 20,
     offset: Annotated[int, Query(ge=0, le=2**31)] = 0,
 ) -> Any:
-    """Rows as they are trained on."""
+    """Rows as they are used for training."""
     version: DatasetVersion | None = get_visible_version(request.user, version_id)
     if version is None:
-        raise NotFound(f"There is no data version {version_id} that you may see.")
+        raise NotFound(f"Data version {version_id} not found.")
     return load_rows(version, split, offset, limit)
 
 
@@ -245,6 +243,8 @@ def rename_dataset(request: AuthenticatedRequest, dataset_id: int, body: NameIn)
 
 @router.delete("/{int:dataset_id}", response={204: None})
 def delete_dataset(request: AuthenticatedRequest, dataset_id: int, body: NameIn) -> Status[None]:
-    """Delete a data set with its versions and free the disk; `name` must be its name."""
+    """Delete a data set with all its versions and free the disk space. `name` must match the data
+    set's name.
+    """
     services.delete_dataset(request.user, get_visible(Dataset, request.user, dataset_id), body.name)
     return Status(204, None)

@@ -1,5 +1,5 @@
-"""Second pass: staged rows -> train, held-out and test files under the hash of their content. It
-knows no ORM.
+"""Second pass over an upload: split the staged rows into train, eval and test files, stored under
+the hash of their content. No ORM here.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from training.engine.files import fsync_path
 from training.errors import UserError
 
 DEFAULT_EVAL_SHARE = 0.05
-MAX_DEFAULT_EVAL_ROWS = 500  # of the default share; a share that a person names is taken as it is
+MAX_DEFAULT_EVAL_ROWS = 500  # limits the default share only, not a share set by the user
 TRAIN, EVAL, TEST = SPLIT_CODES["train"], SPLIT_CODES["eval"], SPLIT_CODES["test"]
 DROPPED = 9
 
 
 @dataclass(frozen=True, kw_only=True)
 class BuildOptions:
-    """What is done with the rows that were found. `eval_share` None: 5 %, at most 500 rows."""
+    """How to build a version from the checked rows. `eval_share` None: 5%, at most 500 rows."""
 
     drop_duplicates: bool = False
     drop_near_duplicates: bool = False
@@ -39,7 +39,7 @@ class BuildOptions:
         if self.eval_share is not None and not 0 < self.eval_share < 1:
             share_text = f"{self.eval_share:g}"
             raise UserError(
-                f"The held-out share is {share_text}; it must lie between 0 and 1, such as 0.05.",
+                f"The held-out share is {share_text}; it must be between 0 and 1, such as 0.05.",
                 field="eval_share",
             )
         if not 0 <= self.seed < 2**31:
@@ -52,11 +52,11 @@ class BuildOptions:
 
 
 def build_version(staging_folder: Path, options: BuildOptions, data_folder: Path) -> dict[str, Any]:
-    """Write the parts below `root`; returns their digest, their rows, and what was dropped or
-    leaks.
+    """Write the split files below `data_folder`. Returns their digest, the rows of each split, the
+    rows that were dropped, and the leaks.
 
     Raises:
-        UserError: fewer than two rows are left.
+        UserError: fewer than two usable rows.
     """
     with np.load(staging_folder / "facts.npz") as packed:
         facts = {name: packed[name] for name in packed.files}
@@ -65,10 +65,10 @@ def build_version(staging_folder: Path, options: BuildOptions, data_folder: Path
     if not rows["train"] or not rows["eval"]:
         usable = sum(rows.values())
         raise UserError(
-            f"There {'is' if usable == 1 else 'are'} {usable} usable "
-            f"row{'' if usable == 1 else 's'}; at least 2 different ones are needed, one to train "
-            "on and one held out.",
+            f"Only {usable} usable row{'' if usable == 1 else 's'}; at least 2 different rows are "
+            "needed, one for training and one held out.",
             field="file",
+            code="too_few_rows",
         )
     return {
         "digest": write_split_files(staging_folder, split, data_folder),
@@ -79,17 +79,17 @@ def build_version(staging_folder: Path, options: BuildOptions, data_folder: Path
 
 
 def assign_splits(facts: dict[str, Any], options: BuildOptions) -> tuple[AnyArray, dict[str, int]]:
-    """The split of every row (uint8), equal rows always on one side; DROPPED for those that are
-    left out.
+    """Assign every row to a split (uint8); duplicates always share a split, and DROPPED marks rows
+    that are left out.
 
-    What a person holds out stays as it is: rows leave training, never the held-out or test part,
-    but for repeats within one.
+    Rows that the user assigned to eval or test stay there. If a row is also in another split, it is
+    removed from the training split. Only duplicates within a split can remove eval or test rows.
     """
     split = facts["split"].copy()
-    dropped = {"same": 0, "alike": 0, "in_both": 0}
+    dropped = {"duplicates": 0, "near_duplicates": 0, "cross_split": 0}
     for reference, affected in ((TEST, (EVAL, TRAIN, 0)), (EVAL, (TRAIN, 0))):
         reference_content = facts["content"][split == reference]
-        dropped["in_both"] += drop_rows(
+        dropped["cross_split"] += drop_rows(
             split, np.isin(facts["content"], reference_content) & np.isin(split, affected)
         )
     if options.drop_duplicates:
@@ -97,16 +97,16 @@ def assign_splits(facts: dict[str, Any], options: BuildOptions) -> tuple[AnyArra
             members = np.flatnonzero(np.isin(split, part))
             is_repeat = np.zeros(len(split), dtype=bool)
             is_repeat[members[find_repeats(facts["content"][members])]] = True
-            dropped["same"] += drop_rows(split, is_repeat)
+            dropped["duplicates"] += drop_rows(split, is_repeat)
     if options.drop_near_duplicates:
-        root = find_group_roots(facts["alike"])
+        root = find_group_roots(facts["first_similar"])
         has_eval_row = np.zeros(len(split), dtype=bool)
-        has_eval_row[root[np.isin(split, (EVAL, TEST))]] = True  # groups that have a row held out
+        has_eval_row[root[np.isin(split, (EVAL, TEST))]] = True  # groups with an eval or test row
         same_as_root = facts["content"] == facts["content"][root]
-        dropped["alike"] = drop_rows(
+        dropped["near_duplicates"] = drop_rows(
             split,
             np.isin(split, (TRAIN, 0))
-            & (has_eval_row[root] | ((facts["alike"] >= 0) & ~same_as_root)),
+            & (has_eval_row[root] | ((facts["first_similar"] >= 0) & ~same_as_root)),
         )
     if not (facts["split"] == EVAL).any():
         draw_eval_rows(split, facts["content"], options)
@@ -114,28 +114,29 @@ def assign_splits(facts: dict[str, Any], options: BuildOptions) -> tuple[AnyArra
     return split, dropped
 
 
-def find_group_roots(near_duplicate_of: AnyArray) -> AnyArray:
-    """int64 of shape (rows,): the first row of the group that looks like a row; its own number if
-    it stands alone.
+def find_group_roots(first_similar: AnyArray) -> AnyArray:
+    """int64 of shape (rows,): the first row of each row's near-duplicate group; a row without one
+    is its own root.
     """
-    root = np.where(near_duplicate_of >= 0, near_duplicate_of, np.arange(len(near_duplicate_of)))
+    root = np.where(first_similar >= 0, first_similar, np.arange(len(first_similar)))
     while not np.array_equal(next_root := root[root], root):
         root = next_root
     return root
 
 
 def drop_rows(split: AnyArray, mask: AnyArray) -> int:
+    """Mark the rows of `mask` as dropped, in place. Returns how many were not dropped before."""
     mask = mask & (split != DROPPED)
     split[mask] = DROPPED
     return int(mask.sum())
 
 
 def draw_eval_rows(split: AnyArray, content: AnyArray, options: BuildOptions) -> None:
-    """Draw whole groups of equal rows until the share is reached; from rows without a split if
-    there are any.
+    """Draw whole groups of duplicates for the eval split until its share is reached. Rows without a
+    split are drawn first; rows marked as train only if there are no others.
     """
     pool = np.flatnonzero(split == 0)
-    if len(np.unique(content[pool])) < 2:  # none to draw from: all rows may be drawn
+    if len(np.unique(content[pool])) < 2:  # too few rows without a split
         pool = np.flatnonzero((split == 0) | (split == TRAIN))
     if len(pool) < 2:
         return
@@ -149,7 +150,7 @@ def draw_eval_rows(split: AnyArray, content: AnyArray, options: BuildOptions) ->
     random.Random(options.seed).shuffle(order)
     chosen = np.zeros(len(groups), dtype=bool)
     drawn_count = 0
-    for group in order[:-1]:  # one group at least is left to train on
+    for group in order[:-1]:  # at least one group stays in training
         if drawn_count >= target_count:
             break
         chosen[group] = True
@@ -158,24 +159,26 @@ def draw_eval_rows(split: AnyArray, content: AnyArray, options: BuildOptions) ->
 
 
 def count_leaks(facts: dict[str, Any], split: AnyArray) -> dict[str, int]:
-    """Held-out and test rows that training could answer by heart: the same prompt, or a row that
-    looks alike.
+    """Count eval and test rows that the model may memorize from training rows: rows with the same
+    prompt, and near-duplicates.
     """
     is_eval = (split == EVAL) | (split == TEST)
     has_train_prompt = np.isin(facts["prompt"], facts["prompt"][split == TRAIN]) & is_eval
-    root = find_group_roots(facts["alike"])
+    root = find_group_roots(facts["first_similar"])
     has_train_row = np.zeros(len(split), dtype=bool)
-    has_train_row[root[split == TRAIN]] = True  # groups that have a row to train on
+    has_train_row[root[split == TRAIN]] = True  # groups with a training row
     similar = is_eval & has_train_row[root]
     return {
         "prompts": int(has_train_prompt.sum()),
-        "alike": int((similar & ~has_train_prompt).sum()),
-        "of": int(is_eval.sum()),
+        "near_duplicates": int((similar & ~has_train_prompt).sum()),
+        "total": int(is_eval.sum()),
     }
 
 
 def write_split_files(staging_folder: Path, split: AnyArray, data_folder: Path) -> str:
-    """One JSONL a split under the SHA-256 of their content; the same content is stored once."""
+    """Write one JSONL file per split into a folder named by the SHA-256 of their content. Equal
+    content is stored once.
+    """
     data_folder.mkdir(parents=True, exist_ok=True)
     temporary_folder = Path(tempfile.mkdtemp(prefix=".build-", dir=data_folder))
     try:

@@ -1,8 +1,8 @@
-"""First pass over a file: every record checked, the good ones staged, the bad ones named. It knows
-no ORM.
+"""First pass over an upload: check every record, stage the valid rows and report the faulty ones.
+No ORM here.
 
-Staged are `rows.jsonl`, as the engine will read it, and `facts.npz` with a few bytes a row; both
-are all that `build.py` needs.
+The staged files are all that `build.py` needs: `rows.jsonl`, the rows as the engine reads them, and
+`facts.npz`, a few bytes per row.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from training.formatting import format_binary_bytes
 MAX_LISTED_PROBLEMS = 100
 MAX_PROBLEM_GROUPS = 50
 MAX_LISTED_NEAR_DUPLICATES = 10
-MAX_ROWS = 2_000_000  # 85 bytes a row here, and what sorting them takes
+MAX_ROWS = 2_000_000  # 85 bytes per row in this process, plus memory for sorting
 SPLIT_CODES = {"": 0, "train": 1, "eval": 2, "test": 3}
 PROGRESS_INTERVAL = 0.3
 ProgressCallback = Callable[[float, str], None]
@@ -35,9 +35,7 @@ ProgressCallback = Callable[[float, str], None]
 
 @dataclass(frozen=True)
 class Source:
-    """A file, how to read it, and the split that all its rows belong to (empty: as the rows
-    say).
-    """
+    """A file, its format, and the split of all its rows (empty: the rows name their split)."""
 
     path: Path
     file_format: Format
@@ -47,12 +45,12 @@ class Source:
 
 @dataclass
 class Problems:
-    """Faults counted, grouped by what they have in common, and the first hundred kept."""
+    """Faulty rows: counted, grouped by kind, and the first hundred listed."""
 
     messages: list[str] = field(default_factory=list)
     groups: dict[str, dict[str, Any]] = field(default_factory=dict)
     count: int = 0
-    unread_after: str = ""  # the place behind which nothing could be read
+    unread_after: str = ""  # the location after which nothing could be read
 
     def add_problem(self, location: str, bad: BadRow) -> None:
         self.count += 1
@@ -64,26 +62,26 @@ class Problems:
                 else f"{location}, {bad.message}"
             )
         group = self.groups.setdefault(
-            bad.group if len(self.groups) < MAX_PROBLEM_GROUPS else "other faults",
-            {"count": 0, "places": []},
+            bad.group if len(self.groups) < MAX_PROBLEM_GROUPS else "other problems",
+            {"count": 0, "locations": []},
         )
         group["count"] += 1
-        if len(group["places"]) < 5:
-            group["places"].append(location)
+        if len(group["locations"]) < 5:
+            group["locations"].append(location)
 
     def to_dict(self) -> dict[str, Any]:
         groups = sorted(self.groups.items(), key=lambda item: -item[1]["count"])
         return {
             "count": self.count,
-            "shown": self.messages,
-            "unread": self.unread_after,
-            "groups": [{"words": description, **group} for description, group in groups],
+            "messages": self.messages,
+            "unread_after": self.unread_after,
+            "groups": [{"message": message, **group} for message, group in groups],
         }
 
 
 @dataclass
 class Facts:
-    """A few numbers of every usable row."""
+    """A few numbers for every usable row."""
 
     location_index: list[int] = field(default_factory=list)
     line: list[int] = field(default_factory=list)
@@ -105,15 +103,16 @@ class Facts:
 
 
 class Staging:
-    """Collects packed facts, so that a million rows are not a million Python integers."""
+    """Collects the facts of the rows as packed arrays; a million rows as Python integers would take
+    much more memory.
+    """
 
     def __init__(self) -> None:
         self.current = Facts()
         self.packed: list[dict[str, Any]] = []
         self.count = 0
-        self.location_prefixes: list[
-            str
-        ] = []  # "line", or "held.jsonl, line" where there are several files
+        # "line", or "eval.jsonl, line" if there are several files
+        self.location_prefixes: list[str] = []
 
     def add_row(self, location_prefix: str, line: int, row: Row, content: str) -> None:
         if not self.location_prefixes or self.location_prefixes[-1] != location_prefix:
@@ -141,11 +140,11 @@ def check_sources(
     max_bytes: int,
     report_progress: ProgressCallback,
 ) -> dict[str, Any]:
-    """Read all sources and stage their good rows in `into`; returns the report.
+    """Read all sources and stage their valid rows in `staging_folder`. Returns the report.
 
     Raises:
-        BadFile: a file cannot be read further.
-        TooLarge: more than MAX_ROWS rows.
+        BadFile: the rest of a file cannot be read.
+        TooLarge: more than MAX_ROWS rows or `max_bytes` bytes.
     """
     sources = list(sources)
     problems, staging, insights, signatures = Problems(), Staging(), Insights(), Signatures()
@@ -169,7 +168,7 @@ def check_sources(
                 if staging.count + problems.count > MAX_ROWS or written_bytes > max_bytes:
                     raise TooLarge(
                         f"The data has more than {MAX_ROWS:,} rows or "
-                        f"{format_binary_bytes(max_bytes)}; split it.",
+                        f"{format_binary_bytes(max_bytes)}. Split it into smaller uploads.",
                         field="file",
                     )
                 if time.monotonic() - reported_at > PROGRESS_INTERVAL:
@@ -177,7 +176,7 @@ def check_sources(
                     report_progress(0.0, f"{staging.count + problems.count:,} rows read")
     report_progress(0.0, "comparing rows")
     facts = staging.collect_arrays()
-    facts["alike"] = signatures.find_near_duplicates()
+    facts["first_similar"] = signatures.find_near_duplicates()
     np.savez(staging_folder / "facts.npz", **facts)
     return build_report(facts, problems, insights, staging.location_prefixes)
 
@@ -189,14 +188,14 @@ def build_report(
         return f"{location_prefixes[facts['location_index'][row]]} {facts['line'][row]:,}"
 
     is_repeat = find_repeats(facts["content"])
-    near_duplicates = np.flatnonzero((facts["alike"] >= 0) & ~is_repeat)
+    near_duplicates = np.flatnonzero((facts["first_similar"] >= 0) & ~is_repeat)
     return {
         "rows": len(facts["content"]),
         "problems": problems.to_dict(),
-        "same": int(is_repeat.sum()),
-        "alike": len(near_duplicates),
-        "alike_shown": [
-            [format_location(facts["alike"][i]), format_location(i)]
+        "duplicates": int(is_repeat.sum()),
+        "near_duplicates": len(near_duplicates),
+        "near_duplicate_examples": [
+            [format_location(facts["first_similar"][i]), format_location(i)]
             for i in near_duplicates[:MAX_LISTED_NEAR_DUPLICATES]
         ],
         "splits": {
@@ -207,7 +206,7 @@ def build_report(
 
 
 def parse_record(record: Any, mapping: ColumnMapping, split: str) -> Row | BadRow:
-    """The record as a row of the split, or what is wrong with it."""
+    """The record as a row of the split, or a BadRow with what is wrong."""
     if isinstance(record, BadRow):
         return record
     try:
@@ -217,14 +216,12 @@ def parse_record(record: Any, mapping: ColumnMapping, split: str) -> Row | BadRo
     except RecursionError:
         return BadRow("the row is nested too deeply")
     if sum(len(message["content"]) for message in row.messages) + len(row.text) > MAX_ROW_BYTES:
-        return BadRow(f"the row has more than {format_binary_bytes(MAX_ROW_BYTES)}; split it")
+        return BadRow(f"the row is larger than {format_binary_bytes(MAX_ROW_BYTES)}; split it")
     return Row(row.messages, row.tools, row.text, split) if split else row
 
 
 def format_location_prefix(source: Source, has_several_files: bool) -> str:
-    """What stands before a record's number: `line`, or `held.jsonl, line` where there are several
-    files.
-    """
+    """The text before a record's number: `line`, or `eval.jsonl, line` with several files."""
     return (
         f"{source.name}, {source.file_format.location_unit}"
         if has_several_files and source.name
@@ -233,7 +230,7 @@ def format_location_prefix(source: Source, has_several_files: bool) -> str:
 
 
 def get_prompt(row: Row) -> str:
-    """What stands before the last answer; of plain text its beginning."""
+    """The messages before the last answer, without system messages; the beginning of plain text."""
     if row.text:
         return row.text[:200]
     return "\n".join(
@@ -242,9 +239,7 @@ def get_prompt(row: Row) -> str:
 
 
 def get_searchable_text(row: Row) -> str:
-    """All that is said in a row but for the system prompt, which is the same in thousands of
-    rows.
-    """
+    """The text of a row without the system prompt, which is often the same in thousands of rows."""
     return row.text or "\n".join(
         message["content"] for message in row.messages if message["role"] != "system"
     )

@@ -1,5 +1,5 @@
-"""Which column means what: the form of the data, guessed from a sample, and a record made a row. It
-knows no files and no ORM.
+"""Maps the columns of a file to the parts of a row: guesses the mapping from a sample, and converts
+records into rows. No files and no ORM here.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ ROW_FORMATS = {
     "pairs": "Prompt and completion",
     "text": "Plain text",
 }
-# What each form asks for: (column's part, needed?).
+# The parts of each row format: (part, required?)
 ROW_FORMAT_PARTS: dict[str, tuple[tuple[str, bool], ...]] = {
     "messages": (("messages", True), ("tools", False)),
     "sharegpt": (("conversations", True), ("system", False), ("tools", False)),
@@ -81,8 +81,8 @@ SHAREGPT_ROLES = {
 
 @dataclass(frozen=True)
 class ColumnMapping:
-    """The form of the data and the column of each of its parts; `split` is the column that names
-    the part of a row.
+    """The row format and the column of each of its parts. `split` is the column that names a row's
+    split.
     """
 
     row_format: str
@@ -92,7 +92,7 @@ class ColumnMapping:
 
     @property
     def is_complete(self) -> bool:
-        """Has every needed part a column?"""
+        """True if every required part has a column."""
         return all(
             part in self.columns for part, needed in ROW_FORMAT_PARTS[self.row_format] if needed
         )
@@ -102,11 +102,15 @@ class ColumnMapping:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> ColumnMapping:
-        """Raises UserError: an unknown form, or a needed part without a column."""
+        """Build a mapping from JSON.
+
+        Raises:
+            UserError: unknown row format, or a required part without a column.
+        """
         row_format = str(values.get("row_format", ""))
         if row_format not in ROW_FORMATS:
             raise UserError(
-                f"The row_format is {row_format!r}; there are {', '.join(ROW_FORMATS)}.",
+                f"Unknown row format {row_format!r}. Available: {', '.join(ROW_FORMATS)}.",
                 field="row_format",
             )
         chosen_columns = values.get("columns", {})
@@ -118,7 +122,7 @@ class ColumnMapping:
         for name in (*columns.values(), str(values.get("split", ""))):
             if clean_text(name) != name or len(name) > MAX_COLUMN_NAME:
                 raise UserError(
-                    f"The column {clean_text(name)[:40]!r} has a name that cannot be stored; rename it.",
+                    f"The column name {clean_text(name)[:40]!r} is not supported. Rename it.",
                     field="row_format",
                 )
         for part, needed in ROW_FORMAT_PARTS[row_format]:
@@ -130,12 +134,12 @@ class ColumnMapping:
 
 
 def is_valid_column_name(name: str) -> bool:
-    """A column's name that can be stored and chosen."""
+    """True if a column of this name can be stored and chosen."""
     return len(name) <= MAX_COLUMN_NAME and clean_text(name) == name
 
 
 def guess_mapping(sample: Sequence[Record]) -> ColumnMapping:
-    """The most likely meaning of the columns, judged by names and by what stands in them."""
+    """The most likely mapping, judged by the column names and their values."""
     names = [
         name
         for name in dict.fromkeys(name for record in sample for name in record)
@@ -195,8 +199,8 @@ def guess_text_columns(
 
 
 def find_conversations(sample: Sequence[Record], names: Sequence[str]) -> tuple[str, str] | None:
-    """The first column that holds lists of messages, and whether they speak OpenAI's or ShareGPT's
-    way.
+    """The first column that holds lists of messages, with its format: OpenAI (`messages`) or
+    ShareGPT.
     """
     for name in names:
         for record in sample:
@@ -214,14 +218,14 @@ def is_split(value: Any) -> bool:
 
 
 def parse_list(value: Any) -> Any:
-    """A list that a CSV cell holds as JSON text, or the value as it is."""
+    """A list that a CSV cell holds as JSON text; any other value unchanged."""
     return (
         parse_json_or_none(value) if isinstance(value, str) and value.lstrip()[:1] == "[" else value
     )
 
 
 def to_row(record: Record, mapping: ColumnMapping) -> Row:
-    """One record as a row to train on.
+    """Convert a record into a training row.
 
     Raises:
         BadRow: names the field and what was expected.
@@ -269,8 +273,8 @@ def turn_message(turn: Any, position: int) -> dict[str, Any]:
     role = SHAREGPT_ROLES.get(sender) if isinstance(sender, str) else None
     if role is None:
         raise BadRow(
-            f"turn {position}: `from` is {shorten_value(sender)}; expected human, gpt, system, function_call "
-            "or observation",
+            f"turn {position}: `from` is {shorten_value(sender)}; expected human, gpt, system, "
+            "function_call or observation",
             group="`from` is not one of human, gpt, system, function_call or observation",
         )
     return {"role": role, "content": check_text(turn.get("value"), "value", f"turn {position}: ")}

@@ -1,4 +1,4 @@
-"""The two data sets that come with SnapML."""
+"""The two example data sets that come with SnapML."""
 
 from __future__ import annotations
 
@@ -31,15 +31,14 @@ EXAMPLES = {
         Example(
             "smart_home",
             "Smart home",
-            "A spoken command becomes a JSON intent: 2,322 rows to train on, 148 held out, 488 to "
-            "test.",
+            "Turns spoken commands into JSON intents: 2,322 training, 148 held-out and 488 test "
+            "rows.",
             "Apache-2.0 (derived from home-assistant-intents)",
         ),
         Example(
             "shell_commands",
             "Shell commands",
-            "A description becomes one shell command: 924 rows to train on, 80 held out, 200 to "
-            "test.",
+            "Turns descriptions into shell commands: 924 training, 80 held-out and 200 test rows.",
             "MIT (derived from cheat and eg)",
         ),
     )
@@ -47,14 +46,14 @@ EXAMPLES = {
 
 
 def add_example(user: User, key: str) -> DatasetVersion:
-    """The person's own copy of an example; a second click gives the first one's version again.
+    """Create the user's own copy of an example, or return the version of the copy that exists.
 
     Raises:
         NotFound: no example of that name.
     """
     example = EXAMPLES.get(key)
     if example is None:
-        raise NotFound(f"There is no example {key!r}; there are {', '.join(EXAMPLES)}.")
+        raise NotFound(f"Example {key!r} not found. Available: {', '.join(EXAMPLES)}.")
     existing = Dataset.objects.filter(owner=user, source=example.source).first()
     if existing is not None:
         return DatasetVersion.objects.filter(dataset=existing).latest("number")

@@ -1,6 +1,4 @@
-"""What format a file is in, judged by its first bytes and its name. It knows no forms and no
-ORM.
-"""
+"""Detects a file's format from its first bytes and its name. No row formats and no ORM here."""
 
 from __future__ import annotations
 
@@ -28,7 +26,7 @@ EXTENSION_FORMATS = {
     ".txt": "text",
     ".md": "text",
 }
-DELIMITERS = {",": "comma", "\t": "tab", ";": "semicolon", "|": "bar"}
+DELIMITERS = {",": "comma", "\t": "tab", ";": "semicolon", "|": "pipe"}
 UNITS = {"paragraph": "a paragraph", "line": "a line"}
 HEAD_BYTES = 65_536
 BOMS = (
@@ -49,7 +47,7 @@ MAGIC_BYTES = (
 
 
 class BadFile(UserError):
-    """The file as a whole cannot be read as data."""
+    """The file cannot be read as data."""
 
 
 @dataclass(frozen=True)
@@ -58,11 +56,11 @@ class Format:
     zipped: bool = False
     delimiter: str = ","
     header: bool = True
-    unit: str = "paragraph"  # of plain text: what makes a row
+    unit: str = "paragraph"  # how plain text is split into rows
 
     @property
     def location_unit(self) -> str:
-        """What a record is counted by: columnar files have no lines."""
+        """The unit of a record's location; columnar files have rows instead of lines."""
         return "row" if self.kind == "parquet" else "line"
 
     def to_dict(self) -> dict[str, Any]:
@@ -70,10 +68,10 @@ class Format:
 
 
 def detect_format(path: Path, name: str) -> Format:
-    """The format of a file, by its content first and its name second.
+    """Detect the format of a file from its content, and from its name if the content is ambiguous.
 
     Raises:
-        BadFile: empty, binary, or in another encoding; says which.
+        BadFile: empty, binary, or in another encoding; the message names it.
     """
     with path.open("rb") as file:
         head = file.read(HEAD_BYTES)
@@ -86,8 +84,8 @@ def detect_format(path: Path, name: str) -> Format:
     if head.startswith(b"PAR1"):
         if zipped:
             raise BadFile(
-                "This is Parquet inside gzip; Parquet is compressed already, so upload it as it "
-                "is.",
+                "This is a gzipped Parquet file. Parquet is already compressed; upload it without "
+                "gzip.",
                 field="file",
             )
         return Format("parquet")
@@ -98,21 +96,27 @@ def decompress_head(head: bytes) -> bytes:
     try:
         return zlib.decompressobj(wbits=31).decompress(head, HEAD_BYTES)
     except zlib.error as error:
-        raise BadFile("The gzip file is damaged.", field="file") from error
+        raise BadFile("The gzip file is corrupt.", field="file") from error
 
 
 def decode_text_head(head: bytes) -> str:
+    """The first bytes as text.
+
+    Raises:
+        BadFile: they are binary, or in another encoding than UTF-8.
+    """
     for bom, encoding in BOMS:
         if head.startswith(bom):
-            raise BadFile(f"The file is {encoding}; save it as UTF-8.", field="file")
+            raise BadFile(f"The file is encoded as {encoding}; save it as UTF-8.", field="file")
     for magic, description in MAGIC_BYTES:
         if head.startswith(magic):
             raise BadFile(
-                f"This is {description}, not one of {', '.join(FORMATS.values())}.", field="file"
+                f"The file is {description}. Supported formats: {', '.join(FORMATS.values())}.",
+                field="file",
             )
     if b"\0" in head:
         raise BadFile(
-            f"The file is binary (a zero byte at {head.index(0) + 1}), not text or Parquet.",
+            f"The file is binary (zero byte at position {head.index(0) + 1}), not text or Parquet.",
             field="file",
         )
     text = head.decode("utf-8-sig", errors="surrogateescape")
@@ -132,18 +136,18 @@ def detect_text_format(head: str, name: str, zipped: bool) -> Format:
     if extension_format == "text" or (not extension_format and first not in ("{", "[")):
         return Format("text", zipped)
     if extension_format == "json" and first == "{" and head.split("\n", 1)[0].strip() != "{":
-        return Format("jsonl", zipped)  # named .json, but an object a line
+        return Format("jsonl", zipped)  # named .json, but one object per line
     return Format("json" if first == "[" or extension_format == "json" else "jsonl", zipped)
 
 
 def detect_delimiter(head: str, name: str) -> str:
-    """The sign that stands equally often in the first lines; empty if none does. (csv.Sniffer needs
-    hours for some lines.)
+    """The delimiter that occurs equally often in the first lines; empty if none does. (csv.Sniffer
+    needs hours for some lines.)
     """
     if name.endswith(".tsv"):
         return "\t"
     lines = [line for line in head.splitlines()[:6] if line.strip()]
-    lines = lines[:-1] if len(lines) > 2 else lines  # the last one may be cut
+    lines = lines[:-1] if len(lines) > 2 else lines  # the last line may be incomplete
     counts = {sign: [line.count(sign) for line in lines] for sign in DELIMITERS}
     consistent = {
         sign: line_counts[0]

@@ -1,8 +1,7 @@
-"""A data set from the hub: the Parquet files that the hub makes of every public one. No loading
-script is ever run.
+"""Downloads a data set from the Hugging Face Hub, as the Parquet files that the Hub makes of every
+public data set. No loading script is ever run.
 
-It is called only by `program.py`, without any token: what the hub shows to everybody is what people
-here may take.
+Only `program.py` calls this, and without a token: users get what the Hub shows to the public.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ PREFERRED_CONFIGURATIONS = ("default", "main", "plain_text")
 def check_hub_id(hub_id: str) -> str:
     if not HUB_ID.fullmatch(hub_id) or hub_id.startswith(("-", ".")):
         raise UserError(
-            f"{hub_id[:80]!r} is not a hub id; it looks like `owner/dataset`.", field="hub_id"
+            f"{hub_id[:80]!r} is not a Hub id; expected the form `owner/dataset`.", field="hub_id"
         )
     return hub_id
 
@@ -31,13 +30,13 @@ def check_hub_id(hub_id: str) -> str:
 def download_dataset(
     hub_id: str, folder: Path, *, max_bytes: int, report_progress: Callable[[float, str], None]
 ) -> list[dict[str, Any]]:
-    """Download the Parquet files of one configuration into `folder`; returns their names and
+    """Download the Parquet files of one configuration into `folder`. Returns their names and
     splits.
 
     Raises:
-        NotFound: no such data set, or none with Parquet files.
-        TooLarge: more than `most_bytes` in all; nothing is downloaded then.
-        UserError: the hub cannot be reached.
+        NotFound: no such data set, or it has no Parquet files.
+        TooLarge: more than `max_bytes` in total; nothing is downloaded.
+        UserError: the Hub cannot be reached.
     """
     from huggingface_hub import hf_hub_download
 
@@ -53,7 +52,7 @@ def download_dataset(
     total = sum(sizes[path] for path in chosen)
     if total > max_bytes:
         raise TooLarge(
-            f"{hub_id} has {total / 2**20:,.0f} MiB, more than the {max_bytes / 2**20:,.0f} MiB "
+            f"{hub_id} has {total / 2**20:,.0f} MiB; at most {max_bytes / 2**20:,.0f} MiB are "
             "allowed.",
             field="hub_id",
         )
@@ -80,7 +79,8 @@ def list_files(hub_id: str) -> list[Any]:
     """The files of a data set's Parquet branch, with their sizes.
 
     Raises:
-        NotFound: no such data set. UserError: the hub cannot be reached.
+        NotFound: no such data set.
+        UserError: the Hub cannot be reached.
     """
     from huggingface_hub import HfApi
     from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
@@ -92,18 +92,20 @@ def list_files(hub_id: str) -> list[Any]:
         )
     except (RepositoryNotFoundError, RevisionNotFoundError) as error:
         raise NotFound(
-            f"The hub shows no data set {hub_id} with Parquet files to everybody.", field="hub_id"
+            f"The Hub has no public data set {hub_id} with Parquet files.", field="hub_id"
         ) from error
     except UserError:
         raise
-    except Exception as error:  # the hub's library lets every kind of network error through
-        raise UserError(f"The hub cannot be reached: {str(error)[:200]}", field="hub_id") from error
+    except Exception as error:  # huggingface_hub passes on any network error
+        raise UserError(
+            f"The Hugging Face Hub cannot be reached: {str(error)[:200]}", field="hub_id"
+        ) from error
     return list(info.siblings or [])
 
 
 def split_from_path(path: str) -> str:
-    """Train, held out or test by the folder's name; empty (left out) for a split of another kind,
-    such as `unsupervised`.
+    """The split (train, eval or test) that a file's folder names; empty for any other split, such
+    as `unsupervised`, whose files are skipped.
     """
     folder = Path(path).parent.name.removeprefix("partial-")
     split_prefixes = (
@@ -117,7 +119,9 @@ def split_from_path(path: str) -> str:
 
 
 def select_configuration(paths: list[str]) -> list[str]:
-    """The files of the configuration that most people mean: `default`, else the first by name."""
+    """The files of one configuration: `default` or a similar name if there is one, otherwise the
+    first by name.
+    """
     names = sorted({path.split("/")[0] for path in paths})
     chosen = next(
         (name for name in PREFERRED_CONFIGURATIONS if name in names), names[0] if names else ""
@@ -125,5 +129,5 @@ def select_configuration(paths: list[str]) -> list[str]:
     selected = sorted(
         path for path in paths if path.split("/")[0] == chosen and split_from_path(path)
     )
-    # The first file is the one that people see
+    # The preview shows the first file
     return sorted(selected, key=lambda path: split_from_path(path) != "train")

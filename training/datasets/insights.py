@@ -1,5 +1,5 @@
-"""What stands in the rows: languages, lengths, labels, secrets and private addresses. The detecting
-is done by libraries.
+"""Statistics of the rows: languages, lengths, labels, API keys and private e-mail addresses.
+Libraries do the detection.
 """
 
 from __future__ import annotations
@@ -11,17 +11,17 @@ from typing import Any
 
 from training.datasets.rows import Row
 
-MAX_LABELS = 50  # more different answers than this are no labels
+MAX_LABELS = 50  # more distinct answers are not labels
 MAX_LABEL_CHARACTERS = 100
-MIN_LANGUAGE_CHARACTERS = 20  # shorter texts are guessed too badly to count
-# From here on the language of every tenth row is looked at: it is half of the time
-MAX_UNSAMPLED_ROWS = 20_000
+MIN_LANGUAGE_CHARACTERS = 20  # language detection is unreliable below
+# After this many rows only every tenth is classified; language detection is half of the time
+LANGUAGE_SAMPLING_AFTER_ROWS = 20_000
 MAX_EXAMPLES = 20
 MAX_EXTREMES = 5
-# Of a row, for secrets and addresses: some patterns take the square of the length
+# Scanned for secrets and addresses per row; some patterns take quadratic time
 MAX_SCANNED_CHARACTERS = 20_000
-# Detectors that look for the form of a key. Those that guess by entropy or by the word "password"
-# are left out: they would mark every hash and every sentence about passwords.
+# Detectors for the format of a key. Those that judge by entropy or by the word "password" would
+# report every hash and every sentence about passwords.
 SECRET_DETECTORS = (
     "ArtifactoryDetector",
     "AWSKeyDetector",
@@ -44,7 +44,7 @@ SECRET_DETECTORS = (
     "TwilioKeyDetector",
 )
 EMAIL_PATTERN = re.compile(r"[\w.+-]{1,64}@[\w-]{1,63}(?:\.[\w-]{1,63}){1,5}")
-# Addresses that belong to nobody, or to everybody.
+# Addresses of nobody, or public ones
 PUBLIC_DOMAINS = (
     "example.com",
     "example.org",
@@ -71,7 +71,7 @@ PUBLIC_NAMES = {
 
 
 class Insights:
-    """Fed row by row, tells at the end. Only rows that can be used are fed."""
+    """Collects statistics from valid rows, one `add_row` per row; `to_dict` returns the result."""
 
     def __init__(self) -> None:
         from detect_secrets.core.plugins.initialize import from_plugin_classname
@@ -93,9 +93,7 @@ class Insights:
         push_extreme(self.shortest, (-len(text), -self.counts["rows"], location))
         self.add_language(text)
         self.add_label(row)
-        row_json = row.to_json()[
-            :MAX_SCANNED_CHARACTERS
-        ]  # system prompts and tools may hold them, too
+        row_json = row.to_json()[:MAX_SCANNED_CHARACTERS]  # includes system prompts and tools
         for kind in self.find_secrets(row_json):
             self.record_finding(self.secrets, "secrets", location, kind)
         if "@" in row_json:
@@ -108,7 +106,9 @@ class Insights:
     def add_language(self, text: str) -> None:
         import py3langid
 
-        is_sampled = self.counts["rows"] <= MAX_UNSAMPLED_ROWS or self.counts["rows"] % 10 == 0
+        is_sampled = (
+            self.counts["rows"] <= LANGUAGE_SAMPLING_AFTER_ROWS or self.counts["rows"] % 10 == 0
+        )
         if is_sampled and len(text) >= MIN_LANGUAGE_CHARACTERS:
             self.languages[py3langid.classify(text[:300])[0]] += 1
 
@@ -131,7 +131,7 @@ class Insights:
     ) -> None:
         self.counts[counter] += 1
         if len(findings) < MAX_EXAMPLES:
-            findings.append({"place": location, "words": description})
+            findings.append({"location": location, "description": description})
 
     def to_dict(self) -> dict[str, Any]:
         total = sum(self.languages.values())
@@ -147,16 +147,16 @@ class Insights:
                 if count / total >= 0.01
             ],
             "labels": [
-                {"words": label, "count": count} for label, count in Counter(labels).most_common()
+                {"label": label, "count": count} for label, count in Counter(labels).most_common()
             ],
-            "secrets": {"count": self.counts["secrets"], "shown": self.secrets},
-            "addresses": {"count": self.counts["addresses"], "shown": self.addresses},
+            "secrets": {"count": self.counts["secrets"], "examples": self.secrets},
+            "addresses": {"count": self.counts["addresses"], "examples": self.addresses},
             "longest": [
-                {"place": location, "characters": size}
+                {"location": location, "characters": size}
                 for size, _, location in sorted(self.longest, reverse=True)
             ],
             "shortest": [
-                {"place": location, "characters": -size}
+                {"location": location, "characters": -size}
                 for size, _, location in sorted(self.shortest, reverse=True)
             ],
         }
@@ -185,6 +185,6 @@ def is_private(address: str) -> bool:
 
 
 def mask_address(address: str) -> str:
-    """Enough to find it in the file, not enough to write to."""
+    """Enough of an address to find it in the file, too little to write to it."""
     name, _, domain = address.rpartition("@")
     return f"{name[:2]}…@{domain}"

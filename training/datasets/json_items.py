@@ -1,4 +1,4 @@
-"""JSON read strictly, and a JSON array read item by item, so that a file of gigabytes needs the
+"""Strict JSON parsing, and a streaming reader for a JSON array: a file of gigabytes needs the
 memory of one row.
 """
 
@@ -15,8 +15,8 @@ from training.formatting import format_binary_bytes
 
 CHUNK_SIZE = 2**16
 WHITESPACE = re.compile(r"[ \t\r\n]*")
-# An error this close to the end of what was read may be cured by reading on: a cut literal, number
-# or escape.
+# An error this close to the end of the window may be a literal, number or escape that is not
+# complete yet: read more and try again.
 EDGE = 16
 
 
@@ -24,9 +24,7 @@ def check_unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     result: dict[str, Any] = {}
     for name, value in pairs:
         if name in result:
-            raise BadRow(
-                f"the key `{name[:40]}` stands there twice", group="a key stands there twice"
-            )
+            raise BadRow(f"duplicate key `{name[:40]}`", group="duplicate key")
         result[name] = value
     return result
 
@@ -35,10 +33,10 @@ DECODER = json.JSONDecoder(object_pairs_hook=check_unique_keys)
 
 
 def parse_json(text: str) -> Any:
-    """One JSON value.
+    """Parse one JSON value.
 
     Raises:
-        BadRow: no JSON, a key twice, nesting too deep, a number too long.
+        BadRow: not JSON, a duplicate key, nesting too deep, or a number too long.
     """
     try:
         return DECODER.decode(text)
@@ -49,12 +47,12 @@ def parse_json(text: str) -> Any:
             f"not JSON: {error.msg} at character {error.pos + 1}", group="not JSON"
         ) from error
     except ValueError as error:  # a number of more than 4,300 digits
-        raise BadRow(f"not JSON that can be read: {error}") from error
+        raise BadRow(f"unsupported JSON: {error}") from error
 
 
 class JsonReader:
-    """Text that grows piece by piece at its end and is dropped at its beginning; counts the lines
-    that went by.
+    """A window of text over a file: it grows at its end, drops what was parsed at its beginning,
+    and counts the lines passed.
     """
 
     def __init__(self, file: Any) -> None:
@@ -63,7 +61,7 @@ class JsonReader:
         self.text, self.position, self.line, self.is_at_end = "", 0, 1, False
 
     def read_more(self) -> bool:
-        """Read on, twice as much as there is; False at the end of the file."""
+        """Read at least as much as is unparsed. Returns False at the end of the file."""
         if self.is_at_end:
             return False
         chunk = self.file.read(max(CHUNK_SIZE, len(self.text) - self.position))
@@ -79,7 +77,7 @@ class JsonReader:
         self.position = position
 
     def peek_character(self) -> str:
-        """The next character that is not blank; empty at the end."""
+        """The next character that is not whitespace; empty at the end of the file."""
         while True:
             match = WHITESPACE.match(self.text, self.position)
             self.advance_to(match.end() if match else self.position)
@@ -93,8 +91,8 @@ LENIENT_DECODER = json.JSONDecoder()
 
 
 def iter_json_objects(file: Any) -> Iterator[tuple[int, dict[str, Any] | BadRow]]:
-    """The objects of a JSON array with the line on which each begins. After a fault in the syntax
-    nothing more can be told.
+    """The objects of a JSON array, each with the line on which it begins. Nothing after a syntax
+    error can be read.
     """
     yield from iter_array(JsonReader(file))
 
@@ -129,7 +127,7 @@ def iter_array(reader: JsonReader) -> Iterator[tuple[int, dict[str, Any] | BadRo
             yield (
                 reader.line,
                 BadRow(
-                    "not JSON: one comma belongs between two rows", group="not JSON", is_fatal=True
+                    "not JSON: expected one comma between two rows", group="not JSON", is_fatal=True
                 ),
             )
             return
@@ -137,8 +135,8 @@ def iter_array(reader: JsonReader) -> Iterator[tuple[int, dict[str, Any] | BadRo
         yield (
             reader.line,
             BadRow(
-                "the file is cut off: the closing `]` is missing",
-                group="the file is cut off",
+                "the file is incomplete: the closing `]` is missing",
+                group="the file is incomplete",
                 is_fatal=True,
             ),
         )
@@ -147,22 +145,20 @@ def iter_array(reader: JsonReader) -> Iterator[tuple[int, dict[str, Any] | BadRo
     if reader.peek_character():
         yield (
             reader.line,
-            BadRow(
-                "there is more after the closing `]`; it was not read", group="more after the array"
-            ),
+            BadRow("content after the closing `]` was not read", group="content after the array"),
         )
 
 
 def read_item(reader: JsonReader) -> tuple[Any, int]:
-    """The value at the reader's place and where it ends; a BadRow and 0 if nothing after it can be
-    read.
+    """The value at the reader's position and where it ends; a BadRow and 0 if the rest of the file
+    cannot be read.
     """
     while True:
         length = len(reader.text) - reader.position
         try:
             try:
                 return DECODER.raw_decode(reader.text, reader.position)
-            except BadRow as bad:  # a key twice: the row is faulty, the file goes on
+            except BadRow as bad:  # duplicate key: skip this row, read the next ones
                 return bad, LENIENT_DECODER.raw_decode(reader.text, reader.position)[1]
         except RecursionError:
             return BadRow("the JSON is nested too deeply", is_fatal=True), 0
@@ -172,7 +168,7 @@ def read_item(reader: JsonReader) -> tuple[Any, int]:
             )
             if length > MAX_ROW_BYTES:
                 message = (
-                    f"the row has more than {format_binary_bytes(MAX_ROW_BYTES)}, or a quote or "
+                    f"the row is larger than {format_binary_bytes(MAX_ROW_BYTES)}, or a quote or "
                     "bracket is never closed"
                 )
                 return BadRow(message, is_fatal=True), 0
@@ -183,4 +179,4 @@ def read_item(reader: JsonReader) -> tuple[Any, int]:
                     is_fatal=True,
                 ), 0
         except ValueError as error:  # a number of more than 4,300 digits
-            return BadRow(f"not JSON that can be read: {error}", is_fatal=True), 0
+            return BadRow(f"unsupported JSON: {error}", is_fatal=True), 0

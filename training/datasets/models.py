@@ -1,5 +1,5 @@
-"""Data sets, their immutable, content-addressed versions, and the uploads that versions are made
-from.
+"""Data sets, their immutable, content-addressed versions, and the uploads from which versions are
+built.
 """
 
 from __future__ import annotations
@@ -28,19 +28,19 @@ class Dataset(Owned):
 
 
 class UploadState(models.TextChoices):
-    DRAFT = "draft", "To be mapped"
+    DRAFT = "draft", "Needs mapping"
     WAITING = "waiting", "Waiting"
-    WORKING = "working", "At work"
+    WORKING = "working", "In progress"
     CHECKED = "checked", "Checked"
     FAILED = "failed", "Failed"
     DONE = "done", "Saved"
 
 
 class Upload(Owned):
-    """Files on their way to a version. They are kept, so that a wrong mapping can be corrected
-    later as a new version.
+    """Uploaded files, from which versions are built. They are kept, so that a user can correct the
+    mapping and save a new version.
 
-    `files`: `[{"file", "name", "split", "format"}]`; `job` is what the worker is asked for: check,
+    `files` is `[{"file", "name", "split", "format"}]`. `job` is what the worker has to do: check,
     save or fetch.
     """
 
@@ -71,8 +71,8 @@ class Upload(Owned):
 
 
 class DatasetVersion(models.Model):
-    """Rows as they were at one time. `digest` is the SHA-256 of its files' content and names the
-    folder that holds them.
+    """The rows of a data set at one time. `digest` is the SHA-256 of the content and the name of
+    the folder with the files.
     """
 
     dataset = models.ForeignKey(Dataset, on_delete=models.CASCADE, related_name="versions")

@@ -1,4 +1,4 @@
-"""A version of a data set that somebody may train on."""
+"""The data versions that a user may train on."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from training.people.models import User
 
 
 def get_visible_version(user: User, version_id: int) -> DatasetVersion | None:
-    """The version, or None alike for one that is not there and one that is not for their eyes."""
+    """The version, or None: both if it does not exist and if the user may not see it."""
     visible_datasets = Dataset.objects.visible_to(user).values("pk")
     return (
         DatasetVersion.objects.select_related("dataset__team")

@@ -1,5 +1,5 @@
-"""Rows for people to look at: of a version, and of an upload under a mapping. It reads no more of a
-file than it shows.
+"""Rows to display: of a version, and of an upload under a mapping. Reads no more of a file than is
+shown.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ from training.datasets.uploads import get_file_format, load_sample
 
 ROWS_PER_PAGE = 10
 MAX_PREVIEW_ROWS = 8
-MAX_PAGE_CHARACTERS = 2_000_000  # of the rows of one page
+MAX_PAGE_CHARACTERS = 2_000_000  # in the rows of one page
 MAX_TURNS = 50
 MAX_MESSAGE_CHARACTERS = 4_000  # characters of one message
 Turn = dict[str, str]
 
 
 def load_rows(version: DatasetVersion, split: str, start: int, count: int) -> list[dict[str, Any]]:
-    """The rows [start, start + count) as the engine reads them; fewer if they are huge, but one at
-    least.
+    """The rows [start, start + count) as the engine reads them: fewer if they are huge, but at
+    least one.
     """
     rows: list[dict[str, Any]] = []
     size = 0
@@ -42,12 +42,12 @@ def load_rows(version: DatasetVersion, split: str, start: int, count: int) -> li
 def load_turns(
     version: DatasetVersion, split: str, start: int = 0, count: int = ROWS_PER_PAGE
 ) -> list[list[Turn]]:
-    """The turns of the rows [start, start + count)."""
+    """The rows [start, start + count) as turns."""
     return [format_turns(row) for row in load_rows(version, split, start, count)]
 
 
 def format_turns(row: Mapping[str, Any]) -> list[Turn]:
-    """A row as turns of text: a call of a tool as its JSON, plain text as one turn."""
+    """A row as turns of text: tool calls as JSON, plain text as a single turn."""
     if row.get("text"):
         return [{"role": "text", "content": row["text"][:MAX_MESSAGE_CHARACTERS]}]
     turns = []
@@ -68,7 +68,7 @@ def format_turns(row: Mapping[str, Any]) -> list[Turn]:
 
 
 def format_message(message: Mapping[str, Any]) -> str:
-    """A message's text, and its calls of tools as JSON."""
+    """A message's text, followed by its tool calls as JSON."""
     calls = [
         json.dumps(call["function"], ensure_ascii=False) for call in message.get("tool_calls", ())
     ]
@@ -76,7 +76,7 @@ def format_message(message: Mapping[str, Any]) -> str:
 
 
 def preview_rows(upload: Upload, mapping: ColumnMapping) -> list[dict[str, Any]]:
-    """The first records as rows, or why they are none."""
+    """The first records of an upload as rows, or the reason why a record is invalid."""
     location_unit = get_file_format(upload).location_unit
     previews: list[dict[str, Any]] = []
     for number, record, fault in load_sample(upload)[:MAX_PREVIEW_ROWS]:
@@ -86,7 +86,7 @@ def preview_rows(upload: Upload, mapping: ColumnMapping) -> list[dict[str, Any]]
         split = "" if isinstance(row, BadRow) else row.split
         previews.append(
             {
-                "place": f"{location_unit} {number}",
+                "location": f"{location_unit} {number}",
                 "problem": problem,
                 "turns": turns,
                 "split": split,
@@ -96,8 +96,8 @@ def preview_rows(upload: Upload, mapping: ColumnMapping) -> list[dict[str, Any]]
 
 
 def get_random_prompt(version: DatasetVersion) -> dict[str, Any] | None:
-    """A prompt that was not trained on, and its expected answer: from the test split if there is
-    one, else held out.
+    """A random prompt that was not trained on, with its expected answer: from the test split if
+    there is one, otherwise from the eval split.
     """
     split, count = get_eval_split(version)
     return (
@@ -108,7 +108,7 @@ def get_random_prompt(version: DatasetVersion) -> dict[str, Any] | None:
 
 
 def sample_eval_prompts(version: DatasetVersion, max_count: int) -> list[dict[str, Any]]:
-    """Up to `most` such prompts, spread evenly over the split, the same ones every time."""
+    """Up to `max_count` such prompts, evenly spaced over the split and the same every time."""
     split, count = get_eval_split(version)
     sample_count = min(max_count, count)
     indices = {
@@ -129,9 +129,7 @@ def get_eval_split(version: DatasetVersion) -> tuple[str, int]:
 
 
 def split_prompt(row: Mapping[str, Any], split: str) -> dict[str, Any]:
-    """A row's conversation before its last answer, and that answer; of plain text its first half
-    and its second.
-    """
+    """A row's messages before its last answer, and that answer. Plain text is split into halves."""
     if row.get("text"):
         parts = row["text"].split(" ")
         half = max(1, len(parts) // 2)

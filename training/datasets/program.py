@@ -1,9 +1,9 @@
-"""`python -m training.datasets.program look|check|save|fetch FOLDER`: the work on an upload, in a
-process of its own.
+"""The program that reads an upload: `python -m training.datasets.program detect|check|save|fetch
+FOLDER`.
 
-Untrusted files are read here and nowhere else, under limits on memory, time and what is written.
-FOLDER/params.json says what to do; progress and the result are JSON lines on stdout. It knows no
-Django.
+Untrusted files are read only in this process, under limits on memory, CPU time and bytes written.
+FOLDER/params.json holds the parameters; progress and result are JSON lines on stdout. No Django
+here.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ from training.datasets.records import iter_records
 from training.datasets.rows import BadRow
 from training.errors import UserError
 
-# Address space (what a check of 2 GiB touches is a tenth of it) and CPU seconds; a look is asked
-# for by the web server.
+# Address space in bytes (checking 2 GiB uses a tenth of it) and CPU seconds. The web server waits
+# for `detect`.
 LIMITS = {
-    "look": (3 * 2**30, 20),
+    "detect": (3 * 2**30, 20),
     "check": (4 * 2**30, 3600),
     "save": (4 * 2**30, 3600),
     "fetch": (4 * 2**30, 3600),
@@ -44,8 +44,8 @@ def emit_progress(done: float, message: str) -> None:
 
 
 def emit_heartbeats() -> None:
-    """Long steps say nothing by themselves; whoever follows must know that this is not a
-    hang-up.
+    """Runs in a daemon thread of this process until it exits: long steps emit no messages, and the
+    reader takes silence for a crash.
     """
     while True:
         time.sleep(HEARTBEAT_INTERVAL)
@@ -53,8 +53,8 @@ def emit_heartbeats() -> None:
 
 
 def run_detect(folder: Path, params: dict[str, Any]) -> None:
-    """Formats of all files, the first records of the first one, and what its columns seem to
-    mean.
+    """Detect the formats of all files, read the first records of the first file, and guess the
+    column mapping.
     """
     formats = [
         Format(**f["format"]) if f.get("format") else detect_format(folder / f["file"], f["name"])
@@ -64,13 +64,13 @@ def run_detect(folder: Path, params: dict[str, Any]) -> None:
     mapping = guess_mapping([record for _, record, _ in sample if record is not None])
     (folder / "sample.json").write_text(json.dumps(sample))
     emit_message(
-        looked={"formats": [form.to_dict() for form in formats], "mapping": mapping.to_dict()}
+        detected={"formats": [form.to_dict() for form in formats], "mapping": mapping.to_dict()}
     )
 
 
 def read_sample(path: Path, file_format: Format) -> list[tuple[int, dict[str, Any] | None, str]]:
-    """(line, record, what is wrong with it). What ends the file early ends the sample, too; the
-    check names it.
+    """The first records as (line, record, problem). An error that ends the file also ends the
+    sample; the check reports it.
     """
     sample: list[tuple[int, dict[str, Any] | None, str]] = []
     size = 0
@@ -94,7 +94,7 @@ def read_sample(path: Path, file_format: Format) -> list[tuple[int, dict[str, An
 
 
 def to_json_values(record: dict[str, Any]) -> dict[str, Any]:
-    """Dates and other things that only Parquet has, as their text."""
+    """The record with dates and other Parquet types as text."""
     values: dict[str, Any] = json.loads(json.dumps(record, default=str))
     return values
 
@@ -115,7 +115,7 @@ def run_check(folder: Path, params: dict[str, Any]) -> None:
 def run_save(folder: Path, params: dict[str, Any]) -> None:
     emit_progress(0.0, "writing")
     emit_message(
-        built=build_version(folder, BuildOptions(**params["build_options"]), Path(params["root"]))
+        version=build_version(folder, BuildOptions(**params["build_options"]), Path(params["root"]))
     )
 
 
@@ -129,7 +129,7 @@ def run_fetch(folder: Path, params: dict[str, Any]) -> None:
     run_detect(folder, {"files": files})
 
 
-ACTIONS = {"look": run_detect, "check": run_check, "save": run_save, "fetch": run_fetch}
+ACTIONS = {"detect": run_detect, "check": run_check, "save": run_save, "fetch": run_fetch}
 
 
 def run_program(action: str, folder: Path) -> None:
@@ -137,23 +137,27 @@ def run_program(action: str, folder: Path) -> None:
     params = read_params()
     resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
     resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds + 5))
-    resource.setrlimit(resource.RLIMIT_FSIZE, (params["most_written"], params["most_written"]))
+    resource.setrlimit(
+        resource.RLIMIT_FSIZE, (params["max_written_bytes"], params["max_written_bytes"])
+    )
     threading.Thread(target=emit_heartbeats, daemon=True).start()
     run_action(action, folder, params)
 
 
 def run_action(action: str, folder: Path, params: dict[str, Any]) -> None:
-    """Raises UserError: what is wrong with the file, or with the disk."""
+    """Run an action.
+
+    Raises:
+        UserError: a problem with the file or the disk.
+    """
     try:
         ACTIONS[action](folder, params)
     except MemoryError as error:
         raise UserError(
-            "The file needs more memory than reading it may take; split it.", field="file"
+            "Reading the file needs too much memory. Split it into smaller files.", field="file"
         ) from error
     except OSError as error:
-        raise UserError(
-            f"The disk did not take what was written ({error.strerror}).", field="file"
-        ) from error
+        raise UserError(f"Writing to disk failed ({error.strerror}).", field="file") from error
 
 
 if __name__ == "__main__":

@@ -1,6 +1,4 @@
-"""A file -> its records, whatever its format, in memory that does not grow with it. It knows no
-forms and no ORM.
-"""
+"""Reads the records of a file of any format in bounded memory. No row formats and no ORM here."""
 
 from __future__ import annotations
 
@@ -22,7 +20,7 @@ MAX_COLUMNS = 1_000
 MAX_ROW_GROUP_BYTES = 512 * 2**20
 NumberedRecord = tuple[int, dict[str, Any] | BadRow]
 
-# Below what is read of a line, so that a longer field is told as such
+# Below the length at which lines are truncated, so that an oversized field is reported as one
 csv.field_size_limit(MAX_ROW_BYTES - 4096)
 
 
@@ -31,10 +29,10 @@ def open_file(path: Path, zipped: bool) -> BinaryIO:
 
 
 def iter_records(path: Path, file_format: Format, *, max_bytes: int) -> Iterator[NumberedRecord]:
-    """Every record with its line (or row) number; a broken one is a BadRow in its place.
+    """Every record with its line or row number; a broken record is yielded as a BadRow.
 
     Raises:
-        BadFile: nothing after this point can be read.
+        BadFile: the rest of the file cannot be read.
     """
     if file_format.kind == "parquet":
         yield from iter_parquet(path, max_bytes)
@@ -47,12 +45,12 @@ def iter_records(path: Path, file_format: Format, *, max_bytes: int) -> Iterator
                 yield number, value
         except (EOFError, zlib.error, gzip.BadGzipFile) as error:
             raise BadFile(
-                f"The gzip file is cut off or damaged after line {number:,}.", field="file"
+                f"The gzip file is truncated or corrupt after line {number:,}.", field="file"
             ) from error
 
 
 class LimitedFile(io.RawIOBase):
-    """A file that unpacks to no more than `most` bytes: a gzip bomb ends in a sentence."""
+    """A file that yields at most `max_bytes` bytes: a gzip bomb ends in a BadFile."""
 
     def __init__(self, file: BinaryIO, max_bytes: int) -> None:
         self.file, self.remaining_bytes = file, max_bytes
@@ -74,13 +72,13 @@ class LimitedFile(io.RawIOBase):
 
 
 def too_large_error() -> BadFile:
-    return BadFile("The file unpacks to more than the limit for data; split it.", field="file")
+    return BadFile(
+        "The uncompressed file exceeds the size limit. Split it into smaller files.", field="file"
+    )
 
 
 def iter_bounded_lines(file: Any) -> Iterator[bytes]:
-    """Lines of a file; of a line past the limit only its beginning, so that memory stays
-    bounded.
-    """
+    """The lines of a file, each truncated to MAX_ROW_BYTES + 1, so that memory stays bounded."""
     while line := file.readline(MAX_ROW_BYTES + 1):
         rest = line
         while rest and not rest.endswith(b"\n"):
@@ -89,7 +87,7 @@ def iter_bounded_lines(file: Any) -> Iterator[bytes]:
 
 
 def row_too_long_error() -> BadRow:
-    return BadRow(f"the row has more than {format_binary_bytes(MAX_ROW_BYTES)}; split it")
+    return BadRow(f"the row is larger than {format_binary_bytes(MAX_ROW_BYTES)}; split it")
 
 
 def iter_jsonl(file: Any, _file_format: Format) -> Iterator[NumberedRecord]:
@@ -117,7 +115,7 @@ def parse_object(line: bytes) -> dict[str, Any]:
 
 
 class CsvLines:
-    """Lines as text for csv.reader; notes when one was longer than a row may be."""
+    """Decodes lines for csv.reader and records whether one exceeded MAX_ROW_BYTES."""
 
     def __init__(self, file: Any) -> None:
         self.lines, self.is_first, self.is_truncated = iter_bounded_lines(file), True, False
@@ -158,7 +156,9 @@ def iter_csv(file: Any, file_format: Format) -> Iterator[NumberedRecord]:
 
 
 def csv_problem(error: csv.Error, first: int, last: int) -> BadRow:
-    """A quote that is never closed swallows the lines after it: that is said."""
+    """The problem of a CSV error. A quote that is never closed swallows the following lines, so the
+    message names them.
+    """
     swallowed = f"; lines {first:,} to {last:,} were not read" if last > first else ""
     message = f"not CSV: {error} (is a quote opened here and never closed?){swallowed}"
     return BadRow(message, group="not CSV", is_fatal=last > first)
@@ -167,7 +167,7 @@ def csv_problem(error: csv.Error, first: int, last: int) -> BadRow:
 def read_header(cells: list[str], file_format: Format) -> list[str]:
     if len(cells) > MAX_COLUMNS:
         raise BadFile(
-            f"The file has {len(cells):,} columns; at most {MAX_COLUMNS:,} can be read.",
+            f"The file has {len(cells):,} columns; at most {MAX_COLUMNS:,} are supported.",
             field="file",
         )
     names = [
@@ -178,16 +178,17 @@ def read_header(cells: list[str], file_format: Format) -> list[str]:
         try:
             check_text(name, "header")
         except BadRow as bad:
-            raise BadFile(f"The header cannot be read: {bad.message}.", field="file") from bad
+            raise BadFile(f"Invalid header: {bad.message}.", field="file") from bad
         if names.count(name) > 1:
             raise BadFile(
-                f"The header names the column `{name[:40]}` twice; rename one.", field="file"
+                f"The header contains the column `{name[:40]}` twice. Rename one of them.",
+                field="file",
             )
     return names
 
 
 def iter_text(file: Any, file_format: Format) -> Iterator[NumberedRecord]:
-    """Lines, or paragraphs between blank lines, as `{"text": ...}`."""
+    """Lines, or paragraphs separated by blank lines, as `{"text": ...}`."""
     block: list[str] = []
     start_line, size = 1, 0
     for number, line in enumerate(iter_bounded_lines(file), start=1):
@@ -232,14 +233,14 @@ def iter_parquet(path: Path, remaining_bytes: int) -> Iterator[NumberedRecord]:
                 raise too_large_error()
             for index in range(batch.num_rows):
                 number += 1
-                row = batch.slice(index, 1)  # one at a time: a small file may hold huge rows
+                row = batch.slice(index, 1)  # one at a time: a small file may contain huge rows
                 yield (
                     number,
                     row_too_long_error() if row.nbytes > MAX_ROW_BYTES else row.to_pylist()[0],
                 )
     except (pyarrow.ArrowException, OSError, ValueError) as error:
         raise BadFile(
-            f"The Parquet file is damaged after row {number:,}: {str(error).splitlines()[0][:200]}",
+            f"The Parquet file is corrupt after row {number:,}: {str(error).splitlines()[0][:200]}",
             field="file",
         ) from error
 

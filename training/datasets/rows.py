@@ -1,5 +1,5 @@
-"""What a row to train on is: a conversation or plain text, checked field by field. It knows no
-files, no forms and no ORM.
+"""Training rows: a conversation or plain text, validated field by field. No files, row formats or
+ORM here.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ from typing import Any
 from training.errors import UserError, to_one_line
 
 ROLES = ("system", "user", "assistant", "tool")
-ROLE_ALIASES = {"developer": "system", "function": "tool"}  # OpenAI's newer and older names
-SPLITS = {"train": "To train on", "eval": "Held out", "test": "Test"}
-# What else they are called in files.
+ROLE_ALIASES = {"developer": "system", "function": "tool"}  # OpenAI's newer and older role names
+SPLITS = {"train": "Training", "eval": "Held out", "test": "Test"}
+# Other names of the splits in files
 SPLIT_ALIASES = {
     **{name: name for name in SPLITS},
     "training": "train",
@@ -22,27 +22,26 @@ SPLIT_ALIASES = {
     "valid": "eval",
     "validation": "eval",
     "dev": "eval",
-    "eval": "eval",
+    "heldout": "eval",
 }
 MAX_ROW_BYTES = 4 * 2**20
 
 
 class BadRow(UserError):
-    """One row is faulty; the message names the field and the reason, the caller adds the place.
+    """A faulty row. The message names the field and the problem; the caller adds the location.
 
-    `group` is the message without what differs from row to row, so that a thousand like it are told
-    as one.
-    `ends`: rows after this one, too, were not read.
+    `group` is the message without row-specific values, so that equal problems are reported once.
+    `is_fatal`: the rows after this one were not read either.
     """
 
     def __init__(self, message: str, *, group: str = "", is_fatal: bool = False) -> None:
-        super().__init__(clean_text(message)[:300])  # a column may have any name
+        super().__init__(clean_text(message)[:300])  # column names are untrusted
         self.group = clean_text(group or message)[:160]
         self.is_fatal = is_fatal
 
 
 def clean_text(text: str) -> str:
-    """Words that can be stored and sent: no control characters and no half ones."""
+    """Text that can be stored and displayed: without control characters and lone surrogates."""
     return to_one_line(text.encode("utf-8", errors="replace").decode())
 
 
@@ -53,7 +52,7 @@ class Row:
     messages: tuple[dict[str, Any], ...] = ()
     tools: tuple[dict[str, Any], ...] = ()
     text: str = ""
-    split: str = ""  # train, eval, test, or empty: to be drawn
+    split: str = ""  # train, eval, test, or empty: assigned when the version is built
 
     def to_json(self) -> str:
         if self.text:
@@ -63,7 +62,7 @@ class Row:
 
 
 def check_messages(messages: Any, field: str = "messages") -> tuple[dict[str, Any], ...]:
-    """OpenAI messages with an answer to learn and the system message first.
+    """Validate OpenAI messages: the system message comes first, and an assistant message exists.
 
     Raises:
         BadRow: names the message and its field.
@@ -74,9 +73,9 @@ def check_messages(messages: Any, field: str = "messages") -> tuple[dict[str, An
         check_message(message, position) for position, message in enumerate(messages, start=1)
     )
     if not any(message["role"] == "assistant" for message in rows):
-        raise BadRow(f"`{field}` has no assistant message, so there is nothing to learn")
+        raise BadRow(f"`{field}` has no assistant message to train on")
     if any(message["role"] == "system" for message in rows[1:]):
-        raise BadRow("a `system` message must come first")
+        raise BadRow("the `system` message must come first")
     return rows
 
 
@@ -90,8 +89,8 @@ def check_message(message: Any, position: int) -> dict[str, Any]:
     role = ROLE_ALIASES.get(role, role) if isinstance(role, str) else role
     if role not in ROLES:
         raise BadRow(
-            f"message {position}: `role` is {shorten_value(message.get('role'))}; expected system, user, "
-            "assistant or tool",
+            f"message {position}: `role` is {shorten_value(message.get('role'))}; expected system, "
+            "user, assistant or tool",
             group="`role` is not one of system, user, assistant or tool",
         )
     calls = check_tool_calls(message.get("tool_calls"), position) if role == "assistant" else []
@@ -115,13 +114,13 @@ def check_message(message: Any, position: int) -> dict[str, Any]:
 
 
 def join_text_parts(content: Any) -> Any:
-    """OpenAI's list of text parts as one text; anything else as it is."""
+    """OpenAI's list of text parts joined into one text; any other value unchanged."""
     if isinstance(content, list) and content and all(isinstance(part, Mapping) for part in content):
         kinds = {str(part.get("type")) for part in content} - {"text"}
         if kinds:
             kind = sorted(kinds)[0]
             raise BadRow(
-                f"`content` has a part of type `{kind[:40]}`; only text can be trained on",
+                f"`content` has a part of type `{kind[:40]}`; only text is supported",
                 group="`content` is not only text",
             )
         return "".join(str(part.get("text", "")) for part in content)
@@ -129,8 +128,8 @@ def join_text_parts(content: Any) -> Any:
 
 
 def check_tool_calls(calls: Any, position: int) -> list[dict[str, Any]]:
-    """Tool calls, their arguments as an object (chat templates want it so; OpenAI sends them as
-    text).
+    """Validate tool calls and parse their arguments to objects: OpenAI sends them as text, but chat
+    templates expect objects.
     """
     if calls is None:
         return []
@@ -174,14 +173,15 @@ def check_tools(tools: Any) -> tuple[dict[str, Any], ...]:
 def to_json_text(value: Any, field: str) -> str:
     try:
         return json.dumps(value, ensure_ascii=False)
-    except TypeError as error:  # Parquet knows dates and decimals
+    except TypeError as error:  # Parquet has dates and decimals
         raise BadRow(
-            f"`{field}` holds what JSON cannot ({error})", group=f"`{field}` holds what JSON cannot"
+            f"`{field}` holds a value that JSON does not support ({error})",
+            group=f"`{field}` holds a value that JSON does not support",
         ) from error
 
 
 def parse_json_or_none(text: str) -> Any:
-    """JSON inside a text field; None for what is none."""
+    """The parsed JSON of a text field; None if it is not JSON."""
     try:
         return json.loads(text)
     except (ValueError, RecursionError):
@@ -189,11 +189,11 @@ def parse_json_or_none(text: str) -> Any:
 
 
 def check_text(value: Any, field: str, prefix: str = "") -> str:
-    """Text that can be stored and encoded. Numbers are taken as their digits: labels often are 0
-    and 1.
+    """Validate text that can be stored and encoded. Numbers are converted to text, since labels are
+    often 0 and 1.
 
     Raises:
-        BadRow: it is missing, not text, or holds what UTF-8 has no place for.
+        BadRow: missing, not text, or not encodable as UTF-8.
     """
     if isinstance(value, int | float) and not isinstance(value, bool):
         return json.dumps(value)
@@ -209,7 +209,7 @@ def check_text(value: Any, field: str, prefix: str = "") -> str:
     try:
         value.encode("utf-8")
     except UnicodeEncodeError as error:
-        if 0xDC80 <= ord(value[error.start]) <= 0xDCFF:  # a byte that the reader could not decode
+        if 0xDC80 <= ord(value[error.start]) <= 0xDCFF:  # a byte that was not valid UTF-8
             message = (
                 f"`{field}` is not UTF-8 at character {error.start + 1}; save the file as UTF-8"
             )

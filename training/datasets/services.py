@@ -1,4 +1,4 @@
-"""What people do to a data set that is there: rename it, delete it and free the disk."""
+"""Renames and deletes data sets, and discards uploads."""
 
 from __future__ import annotations
 
@@ -20,24 +20,25 @@ from training.people.permissions import check_changeable
 def rename_dataset(user: User, dataset: Dataset, name: str) -> None:
     check_changeable(user, dataset)
     if not to_one_line(name):
-        raise UserError("The data set needs a name.", field="name")
+        raise UserError("Enter a name for the data set.", field="name")
     dataset.name = to_one_line(name)[:120]
     dataset.save(update_fields=["name"])
 
 
 def delete_dataset(user: User, dataset: Dataset, name: str) -> int:
-    """Delete a data set with its versions and uploads; returns the bytes freed. Files that another
-    set shares stay.
+    """Delete a data set with its versions and uploads. Returns the bytes freed; files that another
+    data set shares are kept.
 
     Raises:
-        Conflict: a run was trained on it.
+        Conflict: a run uses it, or the worker is reading one of its uploads.
         UserError: `name` is not its name.
     """
     check_changeable(user, dataset)
     check_name_typed(name, dataset.name)
     if dataset.uploads.filter(state__in=BUSY_STATES).exists():
         raise Conflict(
-            f"A file of {dataset.name} is being read; wait until that is done, or throw it away."
+            f"An upload of {dataset.name} is being processed. Wait for it, or discard it.",
+            code="busy",
         )
     digests = set(dataset.versions.values_list("digest", flat=True))
     folders = [upload.folder for upload in dataset.uploads.all()]
@@ -53,25 +54,25 @@ def delete_dataset(user: User, dataset: Dataset, name: str) -> int:
             ]
             freed = sum(remove_tree(folder) for folder in folders)
     except BlockingIOError as error:
-        raise Conflict(
-            "Another data set is being saved just now; try again in a minute."
-        ) from error
+        raise Conflict("Another data set is being saved. Try again in a minute.") from error
     except ProtectedError as error:
         count = len(error.protected_objects)
         runs = f"{count} run{'' if count == 1 else 's'}"
-        raise Conflict(f"{dataset.name} was trained on by {runs}; delete them first.") from error
+        raise Conflict(
+            f"{dataset.name} is used by {runs}. Delete them first.", code="in_use"
+        ) from error
     return freed
 
 
 def discard_upload(user: User, upload: Upload) -> None:
-    """Throw an upload away that no version was made from; a worker that is at it stops.
+    """Delete an upload that has no versions. A worker that is processing it stops.
 
     Raises:
-        Conflict: versions came of it.
+        Conflict: the upload has versions.
     """
     check_changeable(user, upload)
     if upload.versions.exists():
-        raise Conflict("Versions were made from this upload; delete the data set instead.")
+        raise Conflict("This upload has saved versions. Delete the data set instead.")
     folder = upload.folder
     Upload.objects.filter(pk=upload.pk).delete()
     remove_tree(folder)

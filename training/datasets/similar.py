@@ -1,8 +1,8 @@
-"""Rows that are the same, and rows that look alike. It knows numbers and text, no files and no ORM.
+"""Finds duplicate and near-duplicate rows. No files and no ORM here.
 
-Signatures are rensa's R-MinHash over three-word shingles. Kept of a row are 64 bytes: eight band
-hashes of 4 bytes to find candidates, and the low byte of each of 32 slots to check them (b-bit
-MinHash, Li and Koenig 2010), so a million rows take 64 MB; rensa's own index takes 1.4 GB for them.
+Signatures are R-MinHash (rensa) over three-word shingles. 64 bytes are stored per row: eight band
+hashes of 4 bytes to find candidates, and the low byte of each of 32 slots to verify them (b-bit
+MinHash, Li and König 2010). A million rows take 64 MB; rensa's own index takes 1.4 GB.
 """
 
 from __future__ import annotations
@@ -15,31 +15,31 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-# Four slots a band: of rows that share 80 % of their shingles 98 % meet in a band
+# Four slots per band: 98% of the pairs that share 80% of their shingles match in some band
 SLOTS, BANDS = (
     32,
     8,
 )
-MIN_SIMILARITY = 0.8  # share of equal slots
-CHUNK_ROWS, CHUNK_SHINGLES = 2_000, 200_000  # what waits takes at most 20 MB
-MAX_CHARACTERS = 50_000  # a longer row is judged by its beginning
+MIN_SIMILARITY = 0.8  # fraction of equal slots
+CHUNK_ROWS, CHUNK_SHINGLES = 2_000, 200_000  # pending rows take at most 20 MB
+MAX_CHARACTERS = 50_000  # longer rows are compared by their beginning
 WORD = re.compile(r"\w+")
 SEED = 42
 AnyArray = NDArray[Any]
 
 
 def hash_text(text: str) -> int:
-    """64 bits of a text; two of a million rows meet by chance once in 37 million files."""
+    """64-bit hash of a text. One in 37 million files of a million rows has a collision."""
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
 
 
 def normalize_text(text: str) -> str:
-    """A text without what does not make it another one: case and blanks."""
+    """The text in lower case with single spaces, to compare prompts."""
     return " ".join(text.lower().split())
 
 
 def build_shingles(text: str) -> list[str]:
-    """Three words in a row, or three characters where words are not parted by blanks."""
+    """All runs of three words, or of three characters if words are not separated by spaces."""
     parts: Sequence[str] = WORD.findall(text.lower())
     if len(parts) * 20 < len(text):
         parts = text
@@ -47,7 +47,7 @@ def build_shingles(text: str) -> list[str]:
 
 
 class Signatures:
-    """The signatures of rows in the order in which they are added."""
+    """The MinHash signatures of rows, in the order in which they were added."""
 
     def __init__(self) -> None:
         self.pending: list[list[str]] = []
@@ -76,7 +76,7 @@ class Signatures:
         self.pending, self.pending_shingles = [], 0
 
     def find_near_duplicates(self) -> AnyArray:
-        """int64 of shape (rows,): the first row before this one that looks like it, or -1."""
+        """int64 of shape (rows,): the first earlier row that is similar to each row, or -1."""
         self.flush_pending()
         if not self.bands:
             return np.zeros(0, dtype=np.int64)
@@ -87,7 +87,7 @@ class Signatures:
             keys = bands[order, band]
             group_starts = np.flatnonzero(np.r_[True, keys[1:] != keys[:-1]])
             group_heads = np.repeat(order[group_starts], np.diff(np.r_[group_starts, len(keys)]))
-            # In pieces, so that the comparison needs no second copy of all slots
+            # In chunks, so that the comparison needs no second copy of all slots
             for start in range(0, len(order), 100_000):
                 rows, head = order[start : start + 100_000], group_heads[start : start + 100_000]
                 same = (rows != head) & (
@@ -99,7 +99,7 @@ class Signatures:
 
 
 def find_repeats(digests: AnyArray) -> AnyArray:
-    """bool of shape (rows,): the same content stood in an earlier row."""
+    """bool of shape (rows,): True if an earlier row has the same content."""
     _, first = np.unique(digests, return_index=True)
     is_repeat = np.ones(len(digests), dtype=bool)
     is_repeat[first] = False

@@ -1,4 +1,4 @@
-"""Uploads go to disk piece by piece and break off at the limit, not after it."""
+"""Writes uploads to disk in chunks and aborts as soon as the size limit is exceeded."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ STALE_SECONDS = 86_400
 
 
 class LimitedUploadHandler(TemporaryFileUploadHandler):
-    """Django's temporary file, removed at once when all files of a request together grow past
+    """Django's temporary file, deleted when all files of a request together exceed
     DATASET_MAX_BYTES.
     """
 
@@ -25,7 +25,7 @@ class LimitedUploadHandler(TemporaryFileUploadHandler):
     def receive_data_chunk(self, raw_data: bytes, start: int) -> None:
         self.received_bytes += len(raw_data)
         if self.received_bytes > settings.DATASET_MAX_BYTES:
-            self.file.close()  # a NamedTemporaryFile: closing removes it
+            self.file.close()  # a NamedTemporaryFile: closing deletes it
             if self.request is not None:
                 self.request.META["snapml.too_large"] = True
             raise StopUpload(connection_reset=False)
@@ -45,14 +45,14 @@ def format_upload_limit() -> str:
 
 
 def save_pasted_rows(text: str) -> tuple[Path, str, str]:
-    """Rows that were typed or pasted, as a file."""
+    """Write pasted rows to a file."""
     with tempfile.NamedTemporaryFile("wb", dir=settings.FILE_UPLOAD_TEMP_DIR, delete=False) as file:
         file.write(text.encode("utf-8", errors="replace"))
     return Path(file.name), "pasted", ""
 
 
 def remove_stale_uploads() -> None:
-    """Remove what a killed web server left of uploads that never arrived."""
+    """Delete the files of uploads that a killed web server never finished."""
     for path in Path(settings.FILE_UPLOAD_TEMP_DIR).iterdir():
         if path.is_file() and path.stat().st_mtime < time.time() - STALE_SECONDS:
             path.unlink(missing_ok=True)

@@ -1,6 +1,4 @@
-"""The worker's part of an upload: its job is done by a child program, and the outcome written to
-its row.
-"""
+"""The worker's upload job: runs `program.py` and saves its result to the upload."""
 
 from __future__ import annotations
 
@@ -45,24 +43,24 @@ from training.jobs.runner import follow_program, get_subject, save_job
 from training.people.models import User
 from training.people.permissions import check_changeable
 
-MAX_CONCURRENT = 2  # uploads that a worker reads at the same time; of one person only one
-MAX_SECONDS = 2 * 3600  # looked at with every message; the program sends one every 5 s
+MAX_CONCURRENT = 2  # uploads per worker at the same time; at most one per user
+MAX_SECONDS = 2 * 3600  # compared at every message; the program sends one every 5 s
 
 
 def run_upload(job: Job) -> dict[str, Any]:
-    """Do what an upload waits for; returns what the program said, by name."""
+    """Run the job of an upload. Returns the fields of the program's messages by name."""
     upload = get_subject(job, Upload, "dataset", "owner")
     assert upload is not None
     update_upload(upload, state=UploadState.WORKING, progress_message="starting")
     try:
         return run_upload_program(job, upload)
     finally:
-        if not Upload.objects.filter(pk=upload.pk).exists():  # thrown away while it was read
+        if not Upload.objects.filter(pk=upload.pk).exists():  # discarded while it was processed
             shutil.rmtree(upload.folder, ignore_errors=True)
 
 
 def run_upload_program(job: Job, upload: Upload) -> dict[str, Any]:
-    """What the program said, by name. It is ended when nobody wants its work any more."""
+    """The fields of the program's messages by name. Cancelling the job kills the program."""
     write_params(upload.folder, build_params(upload))
     result: dict[str, Any] = {}
     deadline = time.monotonic() + MAX_SECONDS
@@ -73,7 +71,7 @@ def run_upload_program(job: Job, upload: Upload) -> dict[str, Any]:
         if "message" in message:
             update_upload(upload, progress_message=message["message"][:200])
         if time.monotonic() > deadline:
-            raise UserError(f"Reading it took more than {MAX_SECONDS // 3600} hours.")
+            raise UserError(f"Reading the file took more than {MAX_SECONDS // 3600} hours.")
 
     follow_program(
         job,
@@ -90,18 +88,18 @@ def update_upload(upload: Upload, **changes: Any) -> None:
 
 
 def finish_upload(job: Job, result: dict[str, Any]) -> None:
-    """Store what came of the job, in the transaction that ends it."""
+    """Save the result of the job, in the transaction that ends it."""
     upload = get_subject(job, Upload, "dataset", "owner")
     assert upload is not None
     if upload.job == "save":
-        save_version(upload, result["built"])
+        save_version(upload, result["version"])
     elif upload.job == "check":
         update_upload(
             upload, report=result["report"], state=UploadState.CHECKED, progress_message=""
         )
     else:
         upload.files = result["files"]
-        apply_detection(upload, result["looked"])
+        apply_detection(upload, result["detected"])
         size = sum((upload.folder / file["file"]).stat().st_size for file in upload.files)
         changes = {
             "files": upload.files,
@@ -119,10 +117,10 @@ def record_failure(job: Job, error: str) -> None:
 
 
 def save_version(upload: Upload, build_result: dict[str, Any]) -> None:
-    """The version of what was built from an upload; the first one makes the data set, too.
+    """Save a new version from the result of a build; the first version also creates the data set.
 
     Raises:
-        NotAllowed: the data set is no longer the uploader's to change.
+        NotAllowed: the uploader may no longer change the data set.
     """
     update_upload(upload, state=UploadState.DONE, progress_message="")
     if upload.dataset is None:
@@ -143,8 +141,8 @@ def save_version(upload: Upload, build_result: dict[str, Any]) -> None:
 def prepare_version(
     dataset: Dataset, build_result: dict[str, Any], report: dict[str, Any]
 ) -> DatasetVersion:
-    """The next version of a data set, not stored yet. Inside a transaction the data set's row is
-    held, so numbers are unique.
+    """The next version of a data set, not saved yet. Inside a transaction it locks the data set's
+    row, so that version numbers are unique.
     """
     Dataset.objects.select_for_update().filter(pk=dataset.pk).first()
     rows = build_result["rows"]
@@ -163,10 +161,10 @@ def prepare_version(
 
 @contextmanager
 def lock_data_folder(*, exclusive: bool = False) -> Iterator[None]:
-    """While versions are built nobody takes folders away: many build at once, who deletes is alone.
+    """Lock the data folder: shared while versions are built, exclusive while folders are deleted.
 
     Raises:
-        BlockingIOError: `alone` is asked for while somebody builds.
+        BlockingIOError: `exclusive`, and a version is being built.
     """
     root = Path(settings.HOME) / "data"
     root.mkdir(exist_ok=True)
@@ -184,11 +182,11 @@ def create_dataset(
     license: str = "",
     skip_faulty: bool = False,
 ) -> DatasetVersion:
-    """Trusted JSON Lines (examples, demos) checked and stored at once, in this process.
+    """Check and save trusted JSON Lines (examples, demos) at once, in this process.
 
     Raises:
-        BadData: faulty rows, unless `skip_faulty` says to go on without them.
-        UserError: too few rows are left.
+        BadData: faulty rows, unless `skip_faulty` is set.
+        UserError: fewer than two usable rows.
     """
     with tempfile.TemporaryDirectory(dir=settings.HOME) as folder, lock_data_folder():
         path = Path(folder) / "0"
@@ -230,10 +228,10 @@ UPLOAD_JOB = JobKind(
     run_upload,
     lane=Lane("uploads", size=MAX_CONCURRENT),
     subjects=(Upload,),
-    max_tries=None,  # each worker that is restarted counts; the program has limits of its own
+    max_tries=None,  # every worker restart counts as a try; the program has its own limits
     one_per_owner=True,
     guard=lock_data_folder,
     on_done=finish_upload,
     on_failed=record_failure,
-    crash_message="It could not be read ({error}).",
+    crash_message="The file could not be read ({error}).",
 )

@@ -1,5 +1,5 @@
-"""From a file in the browser to a version: upload or paste, map the columns, check, look at the
-findings, save.
+"""Views for uploading data: upload or paste rows, map the columns, check the file, review the
+report, save a version.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ MAX_LISTED_COLUMNS = 200
 
 
 def new_dataset(request: AuthenticatedRequest) -> HttpResponseBase:
-    """`?dataset=ID` adds a version to a set that is there."""
+    """`?dataset=ID` adds a version to an existing data set."""
     dataset_id = parse_id(request.POST.get("dataset") or request.GET.get("dataset") or "")
     dataset = get_changeable(Dataset, request.user, dataset_id) if dataset_id else None
     values: dict[str, Any] = {
@@ -60,7 +60,7 @@ def new_dataset(request: AuthenticatedRequest) -> HttpResponseBase:
 def create_upload(request: AuthenticatedRequest, dataset: Dataset | None) -> Upload:
     if was_too_large(request):
         raise TooLarge(
-            f"The upload is larger than {format_upload_limit()}; nothing of it was kept.",
+            f"The upload is larger than {format_upload_limit()}. Nothing was saved.",
             field="file",
         )
     name = request.POST.get("name", "").strip()
@@ -69,7 +69,7 @@ def create_upload(request: AuthenticatedRequest, dataset: Dataset | None) -> Upl
     rows = request.POST.get("rows", "")
     files = [
         to_named_file(request.FILES.get("file"), ""),
-        to_named_file(request.FILES.get("eval"), "eval"),
+        to_named_file(request.FILES.get("eval_file"), "eval"),
     ]
     received_files = [file for file in files if file is not None]
     if files[0] is None and rows.strip():
@@ -82,7 +82,9 @@ def create_upload(request: AuthenticatedRequest, dataset: Dataset | None) -> Upl
             dataset=dataset,
         )
     if files[0] is None:
-        raise UserError("Choose a file, paste rows, or name a data set of the hub.", field="file")
+        raise UserError(
+            "Choose a file, paste rows, or enter a Hugging Face data set.", field="file"
+        )
     return uploads.receive_files(
         request.user,
         received_files,
@@ -99,7 +101,7 @@ def to_named_file(file: Any, split: str) -> NamedFile | None:
 
 
 def upload_page(request: AuthenticatedRequest, upload_id: int) -> HttpResponse:
-    """One page for the whole way; what it shows depends on the upload's state."""
+    """One page for all steps; its content depends on the state of the upload."""
     upload = get_visible(Upload, request.user, upload_id, "dataset", "owner")
     fragment = request.headers.get("HX-Request") and request.headers.get("HX-Target") == "upload"
     return render(
@@ -112,7 +114,7 @@ def upload_page(request: AuthenticatedRequest, upload_id: int) -> HttpResponse:
 def page_context(upload: Upload) -> dict[str, Any]:
     values: dict[str, Any] = {
         "upload": upload,
-        "moving": upload.state in uploads.BUSY_STATES,
+        "is_busy": upload.state in uploads.BUSY_STATES,
         "versions": upload.versions.all(),
     }
     if upload.state in (UploadState.DRAFT, UploadState.FAILED) and upload.mapping:
@@ -124,10 +126,10 @@ def mapping_context(upload: Upload, mapping: ColumnMapping) -> dict[str, Any]:
     file_format = uploads.get_file_format(upload)
     rows = preview_rows(upload, mapping) if mapping.is_complete else []
     return {
-        "read": file_format,
+        "file_format": file_format,
         "delimiters": DELIMITERS.items(),
         "units": UNITS.items(),
-        "forms": ROW_FORMATS.items(),
+        "row_formats": ROW_FORMATS.items(),
         "mapping": mapping,
         "columns": uploads.list_column_names(upload)[:MAX_LISTED_COLUMNS],
         "parts": [
@@ -145,7 +147,7 @@ def parse_mapping_form(request: AuthenticatedRequest, upload: Upload) -> dict[st
         part: request.POST.get(f"column-{part}", "")
         for part, _ in ROW_FORMAT_PARTS.get(row_format, ())
     }
-    if has_new_format:  # another form has other parts: columns of the same name are taken
+    if has_new_format:  # other parts: map columns of the same name
         names = uploads.list_column_names(upload)
         columns = {part: columns.get(part) or (part if part in names else "") for part in columns}
     return {"row_format": row_format, "columns": columns, "split": request.POST.get("split", "")}
@@ -159,15 +161,15 @@ def parse_read_options(request: AuthenticatedRequest) -> dict[str, Any]:
 
 
 def has_new_read_options(request: AuthenticatedRequest, upload: Upload) -> bool:
-    """Was the way to read the file changed, and not only what its columns mean?"""
+    """True if the form changes how the file is read, and not only the mapping."""
     current = uploads.get_file_format(upload).to_dict()
     return any(current[name] != value for name, value in parse_read_options(request).items())
 
 
 @require_POST
 def map_columns(request: AuthenticatedRequest, upload_id: int) -> HttpResponse:
-    """A change in the dialog: stored, and the preview with it sent back at once. With `check`, the
-    whole file is read.
+    """Save a change of the mapping and return the new preview. With `check`, also enqueue the check
+    of the whole file.
     """
     upload = get_changeable(Upload, request.user, upload_id, "dataset", "owner")
     values = parse_mapping_form(request, upload)
@@ -209,24 +211,24 @@ def save_upload(request: AuthenticatedRequest, upload_id: int) -> HttpResponse:
 
 def parse_int(text: str) -> int:
     if not (text.isascii() and text.isdecimal() and len(text) < 12):
-        raise UserError(f"The seed is {text[:20]!r}; it must be a whole number.", field="seed")
+        raise UserError(f"The seed is {text[:20]!r}; it must be an integer.", field="seed")
     return int(text)
 
 
 def parse_percent(text: str) -> float | None:
-    """Per cent as a share; None for an empty field."""
+    """Percent as a fraction; None for an empty field."""
     if not text.strip():
         return None
     try:
         return float(text) / 100
     except ValueError as error:
-        message = f"The held-out share is {text[:20]!r}; it must be a number of per cent."
+        message = f"The held-out share is {text[:20]!r}; it must be a percentage."
         raise UserError(message, field="eval_share") from error
 
 
 @require_POST
 def reset_mapping(request: AuthenticatedRequest, upload_id: int) -> HttpResponse:
-    """Back to the mapping: another reading of the same files becomes a new version."""
+    """Back to the mapping, to save the same files as another version."""
     upload = get_changeable(Upload, request.user, upload_id)
     uploads.get_file_format(upload)
     uploads.reset_to_mapping(upload)

@@ -1,7 +1,7 @@
-"""Uploads on their way to a data set: received, looked at, mapped, and handed to the worker to be
-checked and saved.
+"""Services for uploads: receive files, detect their formats, map the columns, and enqueue checks
+and saves.
 
-No file is read in this process: `program.py` does it, and leaves the first records in
+No file is read in this process. `program.py` reads them and writes the first records to
 `sample.json`.
 """
 
@@ -31,17 +31,17 @@ from training.people.permissions import check_changeable
 
 UPLOAD_KIND = "upload"
 DETECTION_TIMEOUT = 40  # the program's own limit is 20 s of CPU
-# A gzip file may unpack to this many times the limit, and no more may be written of it
+# Size limit of an unpacked gzip file and of the files written, as a multiple of the upload limit
 MAX_UNPACK_RATIO = 4
 BUSY_STATES = (UploadState.WAITING, UploadState.WORKING)
-NamedFile = tuple[Path, str, str]  # a file, the name it came with, and the split it stands for
+NamedFile = tuple[Path, str, str]  # path, original name, split of all its rows
 
 
 class BadData(UserError):
-    """The file holds faulty rows; `report` counts, groups and names them."""
+    """The upload has faulty rows; `report` counts, groups and lists them."""
 
     def __init__(self, message: str, report: dict[str, Any]) -> None:
-        super().__init__(message, field="file")
+        super().__init__(message, field="file", code="invalid_rows")
         self.report = report
 
 
@@ -57,17 +57,17 @@ def receive_files(
     source: str,
     dataset: Dataset | None = None,
 ) -> Upload:
-    """Take over files that lie on disk (they are moved), tell their formats, and guess what their
-    columns mean.
+    """Move files into a new upload, detect their formats and guess the column mapping.
 
     Raises:
-        BadFile: empty, binary or in another encoding; nothing is kept then.
-        UserError: the disk has no room for it.
+        BadFile: empty, binary or not UTF-8; nothing is saved.
+        UserError: not enough disk space.
     """
     size = sum(path.stat().st_size for path, _, _ in files)
     if shutil.disk_usage(settings.HOME).free < 3 * size:
         raise UserError(
-            "The server's disk has no room for this data; ask an admin to free some.", field="file"
+            "The server has not enough free disk space for this upload. Ask an admin to free some.",
+            field="file",
         )
     upload = Upload.objects.create(
         owner=user,
@@ -98,7 +98,7 @@ def receive_files(
 
 
 def build_params(upload: Upload) -> dict[str, Any]:
-    """What the program is told."""
+    """The parameters of `program.py`."""
     return {
         "files": upload.files,
         "mapping": upload.mapping,
@@ -106,12 +106,12 @@ def build_params(upload: Upload) -> dict[str, Any]:
         "hub_id": upload.source.removeprefix("hub: "),
         "root": str(Path(settings.HOME) / "data"),
         "max_bytes": settings.DATASET_MAX_BYTES if upload.job == "fetch" else max_unpacked_bytes(),
-        "most_written": max_unpacked_bytes() + 2**28,
+        "max_written_bytes": max_unpacked_bytes() + 2**28,
     }
 
 
 def run_detection(upload: Upload) -> None:
-    """Let the program look at the files, and note what it saw. The row is not saved.
+    """Run the program's `detect` action and apply its result. The upload is not saved.
 
     Raises:
         BadFile: what is wrong with the file.
@@ -120,25 +120,27 @@ def run_detection(upload: Upload) -> None:
     try:
         result = run_child(
             "training.datasets.program",
-            "look",
+            "detect",
             str(upload.folder),
             cwd=settings.BASE_DIR,
             seconds=DETECTION_TIMEOUT,
         )
     except subprocess.TimeoutExpired as error:
-        raise BadFile("The first rows of this file take too long to read.", field="file") from error
+        raise BadFile(
+            "Reading the first rows of this file takes too long.", field="file"
+        ) from error
     messages = read_messages(result.stdout)
     outcome = next(
-        (message for message in reversed(messages) if "looked" in message or "error" in message),
+        (message for message in reversed(messages) if "detected" in message or "error" in message),
         None,
     )
     if outcome is None:
         raise BadFile(
-            "The first rows of this file take too long or too much memory to read.", field="file"
+            "Reading the first rows of this file takes too long or too much memory.", field="file"
         )
     if "error" in outcome:
         raise BadFile(outcome["error"], field=outcome["field"])
-    apply_detection(upload, outcome["looked"])
+    apply_detection(upload, outcome["detected"])
 
 
 def apply_detection(upload: Upload, detection: dict[str, Any]) -> None:
@@ -152,10 +154,10 @@ def apply_detection(upload: Upload, detection: dict[str, Any]) -> None:
 def enqueue_hub_fetch(
     user: User, hub_id: str, *, name: str, dataset: Dataset | None = None
 ) -> Upload:
-    """Enter a data set of the hub; the worker fetches it.
+    """Create an upload of a Hugging Face data set, which the worker downloads.
 
     Raises:
-        UserError: not a hub id.
+        UserError: not a Hub id.
     """
     source = f"hub: {check_hub_id(hub_id)}"
     with transaction.atomic():
@@ -178,20 +180,24 @@ def enqueue_upload(upload: Upload) -> None:
 
 
 def get_file_format(upload: Upload) -> Format:
-    """Raises Conflict: nobody has looked at the files yet."""
+    """The format of the first file.
+
+    Raises:
+        Conflict: the files have not been downloaded yet.
+    """
     if not upload.files or "format" not in upload.files[0]:
-        raise Conflict("The files of this upload have not arrived.")
+        raise Conflict("The files of this upload have not been downloaded yet.")
     return Format(**upload.files[0]["format"])
 
 
 def load_sample(upload: Upload) -> list[tuple[int, dict[str, Any] | None, str]]:
-    """The first records: (line, record, or what is wrong with it)."""
+    """The first records, as (line, record, problem)."""
     path = upload.folder / "sample.json"
     return [tuple(item) for item in json.loads(path.read_text())] if path.is_file() else []
 
 
 def list_column_names(upload: Upload) -> list[str]:
-    """The names that occur in the sample, in order."""
+    """The column names of the sample, in order of appearance."""
     return list(
         dict.fromkeys(
             str(name)
@@ -203,11 +209,11 @@ def list_column_names(upload: Upload) -> list[str]:
 
 
 def set_mapping(upload: Upload, values: Mapping[str, Any]) -> Upload:
-    """Another meaning of the columns; what was checked before counts no more.
+    """Set the column mapping. The results of earlier checks are discarded.
 
     Raises:
-        UserError: a needed column is not chosen.
-        Conflict: the worker is at it.
+        UserError: a required column is missing.
+        Conflict: the worker is processing the upload.
     """
     get_file_format(upload)
     reset_to_mapping(upload, mapping=ColumnMapping.from_dict(values).to_dict())
@@ -215,11 +221,12 @@ def set_mapping(upload: Upload, values: Mapping[str, Any]) -> Upload:
 
 
 def set_read_options(upload: Upload, options: Mapping[str, Any]) -> Upload:
-    """Another way to read the file (delimiter, header, unit of text); the columns are guessed anew.
+    """Change how the file is read (delimiter, header, unit of plain text) and guess the mapping
+    again.
 
     Raises:
-        UserError: no such way.
-        Conflict: the worker is at it.
+        UserError: unknown option.
+        Conflict: the worker is processing the upload.
     """
     current_format = get_file_format(upload)
     delimiter, unit = (
@@ -228,10 +235,10 @@ def set_read_options(upload: Upload, options: Mapping[str, Any]) -> Upload:
     )
     if delimiter not in DELIMITERS or unit not in UNITS:
         raise UserError(
-            f"Columns are parted by one of {', '.join(DELIMITERS.values())}.", field="delimiter"
+            f"The delimiter must be one of {', '.join(DELIMITERS.values())}.", field="delimiter"
         )
     if upload.state in BUSY_STATES:
-        raise Conflict("The file is being read; wait until that is done.")
+        raise Conflict("The upload is being processed. Wait until it is done.", code="busy")
     new_format = {
         **current_format.to_dict(),
         "delimiter": delimiter,
@@ -248,20 +255,20 @@ def set_read_options(upload: Upload, options: Mapping[str, Any]) -> Upload:
 
 
 def reset_to_mapping(upload: Upload, **changes: Any) -> None:
-    """To the mapping, with changes; by condition, since a worker may take the upload in this very
-    moment.
+    """Save the changes and set the state back to mapping. The update is conditional, since a worker
+    may start the upload at the same time.
     """
     changes |= {"state": UploadState.DRAFT, "report": {}, "error": ""}
     if not Upload.objects.filter(pk=upload.pk).exclude(state__in=BUSY_STATES).update(**changes):
-        raise Conflict("The file is being read; wait until that is done.")
+        raise Conflict("The upload is being processed. Wait until it is done.", code="busy")
     upload.refresh_from_db()
 
 
 def request_job(upload: Upload, job: str, **changes: Any) -> None:
-    """Leave a job for the worker.
+    """Enqueue a job for the worker.
 
     Raises:
-        Conflict: there is one already, or a save without a check.
+        Conflict: a job is already running, or a save without a check.
     """
     allowed_states = (
         [UploadState.CHECKED] if job == "save" else [UploadState.DRAFT, UploadState.FAILED]
@@ -275,28 +282,33 @@ def request_job(upload: Upload, job: str, **changes: Any) -> None:
     }
     with transaction.atomic():
         if not Upload.objects.filter(pk=upload.pk, state__in=allowed_states).update(**updates):
+            if job == "save":
+                raise Conflict("Check the file first.", code="not_checked")
             raise Conflict(
-                "Check the file first."
-                if job == "save"
-                else "The file is being read already, or has been."
+                "The upload is already being processed or checked.", code="already_enqueued"
             )
         enqueue_upload(upload)
     upload.refresh_from_db()
 
 
 def request_check(upload: Upload) -> None:
-    """Raises Conflict: there is nothing to check yet; UserError: a needed column is not chosen."""
+    """Enqueue a check.
+
+    Raises:
+        Conflict: the files have not been downloaded yet, or a job is already running.
+        UserError: a required column is missing.
+    """
     get_file_format(upload)
     ColumnMapping.from_dict(upload.mapping)
     request_job(upload, "check")
 
 
 def request_save(upload: Upload, options: BuildOptions, *, skip_faulty: bool) -> None:
-    """Save a checked upload as a version.
+    """Enqueue a save of a checked upload as a new version.
 
     Raises:
-        BadData: faulty rows that nobody said may be left out.
-        NotAllowed: its data set is no longer its owner's to change.
+        BadData: faulty rows, and `skip_faulty` is not set.
+        NotAllowed: the owner of the upload may no longer change its data set.
     """
     if upload.dataset is not None:
         check_changeable(upload.owner, upload.dataset)
@@ -309,7 +321,7 @@ def check_no_faulty_rows(report: dict[str, Any]) -> None:
     problems = report["problems"] if report else {"count": 0}
     if problems["count"]:
         rows = f"{problems['count']:,} of {problems['count'] + report['rows']:,} rows"
-        unread = " The file could not be read to its end." if problems.get("unread") else ""
+        unread = " The end of the file could not be read." if problems.get("unread_after") else ""
         raise BadData(
-            f"{rows} cannot be used.{unread} Correct the file, or leave them out.", report
+            f"{rows} are invalid.{unread} Fix the file, or save without these rows.", report
         )

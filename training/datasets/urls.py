@@ -13,5 +13,5 @@ urlpatterns = [
     path("data/uploads/<int:upload_id>/map", upload_views.map_columns, name="upload-map"),
     path("data/uploads/<int:upload_id>/save", upload_views.save_upload, name="upload-save"),
     path("data/uploads/<int:upload_id>/remap", upload_views.reset_mapping, name="upload-remap"),
-    path("data/uploads/<int:upload_id>/forget", upload_views.delete_upload, name="upload-forget"),
+    path("data/uploads/<int:upload_id>/discard", upload_views.delete_upload, name="upload-discard"),
 ]

@@ -1,4 +1,6 @@
-"""The Data pages: the list with its examples, and a set's versions, rows and findings."""
+"""The Data pages: the list of data sets with the examples, and a data set's versions, rows and
+statistics.
+"""
 
 from __future__ import annotations
 
@@ -38,13 +40,13 @@ def list_datasets(request: AuthenticatedRequest) -> HttpResponse:
 def use_example(request: AuthenticatedRequest, key: str) -> HttpResponse:
     version = add_example(request.user, key)
     messages.success(
-        request, f"{version.dataset.name} is ready: {version.train_rows:,} rows to train on."
+        request, f"{version.dataset.name} is ready: {version.train_rows:,} training rows."
     )
     return redirect("dataset", version.dataset_id)
 
 
 def dataset_page(request: AuthenticatedRequest, dataset_id: int) -> HttpResponse:
-    """A set's rows. `?version=N` shows an older version."""
+    """The rows of a data set; `?version=N` shows an older version."""
     dataset = get_visible(Dataset, request.user, dataset_id, "owner", "team")
     versions = list(dataset.versions.select_related("upload"))
     version = find_version(versions, request.GET.get("version", ""))
@@ -73,7 +75,7 @@ def find_version(versions: list[DatasetVersion], requested: str) -> DatasetVersi
     for version in versions:
         if version.number == wanted:
             return version
-    raise NotFound(f"There is no version {requested[:20]} of this data set.")
+    raise NotFound(f"Version {requested[:20]} of this data set not found.")
 
 
 @require_POST
@@ -88,5 +90,5 @@ def rename_dataset(request: AuthenticatedRequest, dataset_id: int) -> HttpRespon
 def delete_dataset(request: AuthenticatedRequest, dataset_id: int) -> HttpResponse:
     dataset = get_visible(Dataset, request.user, dataset_id)
     freed = services.delete_dataset(request.user, dataset, request.POST.get("name", ""))
-    messages.success(request, f"{dataset.name} is deleted; {format_bytes(freed)} are free again.")
+    messages.success(request, f"{dataset.name} was deleted, which freed {format_bytes(freed)}.")
     return redirect("datasets")
