@@ -1,4 +1,4 @@
-"""`/api/v1/`: the rooms' routers behind one door, and every problem in one shape: `{"error":
+"""The REST API under `/api/v1/`: mounts the apps' routers and formats every error as `{"error":
 {"message", "field"}}`.
 """
 
@@ -36,7 +36,7 @@ class TokenAuth(HttpBearer):
             return None
         if api_token.scope == Scope.READ and request.method not in ("GET", "HEAD"):
             raise NotAllowed(
-                "This token may only read; make one that may write on the account page."
+                "This token is read-only. Create a token with write access on the account page."
             )
         request.user = api_token.user
         request.is_token_auth = True  # type: ignore[attr-defined]
@@ -44,8 +44,8 @@ class TokenAuth(HttpBearer):
 
 
 class PageAuth(SessionAuth):
-    """The browser's own session, with CSRF checked on unsafe methods; a one-time password opens
-    nothing but its change.
+    """Session authentication for the browser, with CSRF checks on unsafe methods. Users who must
+    change a one-time password are not authenticated.
     """
 
     def authenticate(self, request: HttpRequest, key: str | None) -> Any:
@@ -54,7 +54,7 @@ class PageAuth(SessionAuth):
 
 
 class Api(NinjaAPI):
-    """Ninja's, whose description names the one shape of problems at every operation."""
+    """NinjaAPI whose OpenAPI schema lists the error responses of every operation."""
 
     def get_openapi_schema(self, **options: Any) -> Any:
         schema = super().get_openapi_schema(**options)
@@ -83,14 +83,14 @@ PROBLEM = {
     },
 }
 PROBLEMS = {
-    400: "Something in the request is wrong; the message says what.",
-    401: "No token and no session, or a wrong one.",
-    403: "Known, but not theirs to do.",
-    404: "Not there, or not theirs to see.",
-    409: "The thing's present state does not allow it, or a warning was not accepted.",
-    413: "More than a limit that the message names.",
-    422: "A field has the wrong type or range; `field` names it.",
-    429: "Too many at once; try again later.",
+    400: "The request is invalid; the message says why.",
+    401: "Missing or invalid token or session.",
+    403: "You are not allowed to do this.",
+    404: "Not found, or not visible to you.",
+    409: "The current state does not allow this, or a warning was not accepted.",
+    413: "Larger than the limit that the message names.",
+    422: "A field has the wrong type or is out of range; `field` names it.",
+    429: "Too many requests; try again later.",
 }
 
 api = Api(
@@ -100,7 +100,7 @@ api = Api(
     auth=[TokenAuth(), PageAuth()],
     docs_url=None,
     description="Fine-tune language models. Send `Authorization: Bearer TOKEN`; `manage.py token "
-    "USER` prints one.",
+    "USER` creates a token.",
 )
 api.add_router("/people", people)
 api.add_router("/people/me/webhooks", webhooks)
@@ -142,17 +142,15 @@ def on_unauthenticated(request: HttpRequest, _error: AuthenticationError) -> Htt
 
 @api.exception_handler(Http404)
 def on_not_found(request: HttpRequest, _error: Http404) -> HttpResponse:
-    return problem_response(request, "There is nothing at this address.", 404)
+    return problem_response(request, "Not found.", 404)
 
 
 @api.exception_handler(Exception)
 def on_exception(request: HttpRequest, error: Exception) -> HttpResponse:
     if isinstance(error, RequestDataTooBig):
-        return problem_response(
-            request, "The request is larger than a request of the API may be.", 413
-        )
-    log.error("The API failed at %s.", request.path, exc_info=error)
-    return problem_response(request, "Something broke on the server; its log has the details.", 500)
+        return problem_response(request, "The request body is too large.", 413)
+    log.error("API error at %s.", request.path, exc_info=error)
+    return problem_response(request, "Internal server error. See the server log for details.", 500)
 
 
 @api.exception_handler(HttpError)

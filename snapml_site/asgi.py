@@ -1,5 +1,5 @@
-"""The web server's one application: HTTP to Django, deployments' `/v1/` to their gateway,
-WebSockets to the consumers.
+"""The ASGI application of the web server: HTTP goes to Django, `/v1/` to the gateway of the
+deployments, WebSockets to the consumers.
 """
 
 import os
@@ -26,8 +26,8 @@ router = ProtocolTypeRouter(
 
 
 async def application(scope: dict[str, Any], receive: Any, send: Any) -> None:
-    """Any client may send `Daphne-Root-Path`, which would move every address: the site always
-    stands at the root.
+    """Dispatch a request. `root_path` is reset, since any client may send `Daphne-Root-Path`, which
+    would change every URL.
     """
     is_gateway_request = scope["type"] == "http" and scope["path"].startswith("/v1/")
     await (gateway if is_gateway_request else router)({**scope, "root_path": ""}, receive, send)

@@ -1,4 +1,4 @@
-"""System checks: what would go wrong later, said at the start, each with an id and a hint."""
+"""Django system checks for problems that would only show up later."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""What the frame around every page shows: the rail, and the strip with one bar per device and the
-person's month.
+"""Template context of the base layout: the sidebar, the status bar with one bar per device, and the
+onboarding steps.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from django.http import HttpRequest
 
 from adapters.models import AdapterVersion
 from training.datasets.models import Dataset
+from training.formatting import format_bytes
 from training.gpus.devices import is_offline
 from training.gpus.models import Allocation, Device
 from training.gpus.usage import can_view_quotas, get_own_hours
@@ -45,25 +46,26 @@ PARENT_PAGES = {
 
 
 def layout(request: HttpRequest) -> dict[str, Any]:
+    """Context processor of the base layout; empty for fragments that htmx requests."""
     user = getattr(request, "user", None)
-    if not user or not user.is_authenticated:  # a lazy object: isinstance would not do
+    if not user or not user.is_authenticated:  # SimpleLazyObject: isinstance does not work
         return {}
     if request.headers.get("HX-Request") and not request.headers.get("HX-History-Restore-Request"):
-        return {}  # a part of a page has no frame: 8 of the 16 queries of a moved slider
+        return {}  # fragments have no layout; this saves 8 of 16 queries when a slider moves
     match = request.resolver_match
     name = (match.url_name or "").split("-")[0] if match else ""
     active_page = name if name in ("audit",) else name.rstrip("s") + "s"
     return {
-        "rail": build_sidebar(user),
-        "here": PARENT_PAGES.get(active_page, active_page),
+        "sidebar": build_sidebar(user),
+        "active_page": PARENT_PAGES.get(active_page, active_page),
         **build_status_bar(user),
         **build_onboarding(user),
     }
 
 
 def build_onboarding(user: User) -> dict[str, Any]:
-    """The first run in three steps, with what is done already; nothing once it is dismissed or all
-    is done.
+    """The three steps to the first run and which are done. Empty if the user dismissed them or all
+    are done.
     """
     if user.guide_dismissed:
         return {}
@@ -72,17 +74,17 @@ def build_onboarding(user: User) -> dict[str, Any]:
         ("Start a run", "run-new", Run.objects.filter(owner=user).exists()),
         ("Try the adapter", "adapters", AdapterVersion.objects.visible_to(user).exists()),
     ]
-    return {} if all(done for _, _, done in steps) else {"guide": steps}
+    return {} if all(done for _, _, done in steps) else {"onboarding_steps": steps}
 
 
 def build_sidebar(user: User) -> tuple[tuple[str, str, str], ...]:
-    """The rooms that a person may enter; quotas and the audit log are for admins and leads."""
+    """The pages of the sidebar. Only admins and team leads see quotas and the audit log."""
     return (*SIDEBAR_PAGES, *QUOTA_PAGES) if can_view_quotas(user) else SIDEBAR_PAGES
 
 
 def build_status_bar(user: User) -> dict[str, Any]:
-    """A bar for each device that reports, and who is there, if the person may see that run; and the
-    person's month.
+    """A bar for each online device, with the run on it if the user may see that run, and the user's
+    device-hours of this month.
     """
     run_ids = {
         allocation.device_id: allocation.run_id
@@ -99,12 +101,18 @@ def build_status_bar(user: User) -> dict[str, Any]:
         for device in Device.objects.select_related("host")[:MAX_BARS]
         if not is_offline(device.host)
     ]
-    bars = [
-        {
-            "device": device,
-            "share": round(100 * device.used_bytes / max(1, device.total_bytes)),
-            "holder": runs.get(run_ids.get(device.pk, 0)),
-        }
-        for device in devices
-    ]
+    bars = [build_device_bar(device, runs.get(run_ids.get(device.pk, 0))) for device in devices]
     return {"bars": bars, "hours": get_own_hours(user), "ended": get_recently_ended(user)}
+
+
+def build_device_bar(device: Device, run: Run | None) -> dict[str, Any]:
+    used, total = format_bytes(device.used_bytes), format_bytes(device.total_bytes)
+    title = f"{device}, {device.name}: {used} of {total}"
+    if run is not None:
+        title += f"; {run.owner.username}: {run.name}"
+    return {
+        "device": device,
+        "title": title,
+        "share": round(100 * device.used_bytes / max(1, device.total_bytes)),
+        "run": run,
+    }

@@ -1,4 +1,4 @@
-"""The first admin and their one-time password, which opens nothing but the page that changes it."""
+"""Creates the first admin, with a one-time password."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ ADMIN_NAME = "admin"
 
 
 def first_admin_message() -> str:
-    """What `manage.py up` prints behind the address. A password that nobody used yet is made anew
+    """What `manage.py up` prints after the URL. A one-time password that was never used is replaced
     at each start.
     """
     admin = User.objects.filter(username=ADMIN_NAME).first()
     if admin is None and User.objects.filter(is_superuser=True).exists():
-        return "(sign in as before)"
+        return "(sign in with your password)"
     if admin is not None and not admin.must_change_password:
-        return "(sign in as before)"
+        return "(sign in with your password)"
     password = secrets.token_urlsafe(9)
     if admin is None:
         admin = User(

@@ -1,6 +1,4 @@
-"""What stands before every page: sign-in, a new password where one is due, and one handler for
-errors that people read.
-"""
+"""Middleware for sign-in, one-time passwords, and UserError responses."""
 
 from __future__ import annotations
 
@@ -19,12 +17,12 @@ PASSWORD_PAGE = "password"  # noqa: S105  the name of a page
 
 
 class LoginRequiredMiddleware(middleware.LoginRequiredMiddleware):
-    """Django's, for a site with one sign-in page and with parts of pages that htmx asks for. What
-    is open says so with `login_not_required`; the API answers for itself (snapml_site/urls.py).
+    """Django's middleware, for a site with a single sign-in page and htmx fragments. Public views
+    use `login_not_required`; the API authenticates on its own (snapml_site/urls.py).
     """
 
     def get_login_url(self, view_func: Any) -> str:
-        """Never the admin site's own page, which does not count wrong passwords."""
+        """Never the sign-in page of the admin site, which does not count wrong passwords."""
         return str(settings.LOGIN_URL)
 
     def handle_no_permission(  # type: ignore[override]  # not only redirects
@@ -38,7 +36,7 @@ class LoginRequiredMiddleware(middleware.LoginRequiredMiddleware):
 
 
 class OneTimePasswordMiddleware:
-    """A one-time password opens nothing but its change, and what needs no login."""
+    """A user with a one-time password can only change it and open public pages."""
 
     sync_capable = True
     async_capable = False
@@ -59,13 +57,15 @@ class OneTimePasswordMiddleware:
         if match is not None and match.view_name == PASSWORD_PAGE:
             return None
         if request.headers.get("HX-Request"):
-            # The strip asks every 5 s: followed, a redirect would put the whole page into it.
+            # The status bar polls every 5 s; a redirect would insert a whole page into it.
             return HttpResponse(status=204)
         return redirect(PASSWORD_PAGE)
 
 
 class UserErrorMiddleware:
-    """A UserError becomes a page, a fragment or JSON with its status; nothing else is caught."""
+    """Renders a UserError as a page, a fragment or JSON, with its status. Other exceptions pass
+    through.
+    """
 
     sync_capable = True
     async_capable = False
@@ -88,8 +88,8 @@ class UserErrorMiddleware:
 
 
 def page_not_found(request: HttpRequest, exception: Exception) -> HttpResponseBase:
-    """An address that nothing answers to: a page for people, the API's shape for programs."""
+    """404 responses: a page for browsers, JSON for the API."""
     if request.path.startswith("/api/"):
-        message = "There is nothing at this address; /api/v1/openapi.json lists what there is."
+        message = "Not found. See /api/v1/openapi.json for the API's operations."
         return JsonResponse({"error": {"message": message, "field": ""}}, status=404)
     return render(request, "404.html", status=404)

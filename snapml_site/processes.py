@@ -1,4 +1,4 @@
-"""The three programs that `manage.py up` keeps alive."""
+"""The processes that `manage.py up` starts and restarts: web, worker and inference."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from django.conf import settings
 from training.child_process import child_environment, set_parent_death_signal
 
 MANAGE_PY = str(settings.BASE_DIR / "manage.py")
-# A child that lived this long died of something new: its next start is at once again.
+# A process that ran this long before it died is restarted without a delay.
 STABLE_SECONDS = 10.0
 MAX_RESTART_DELAY = 10.0
 
 
 class ManagedProcess:
-    """A program in a session of its own, so that the terminal's Ctrl-C reaches only the parent,
-    which then stops in order.
+    """A child process of `manage.py up`. It runs in its own session, so that Ctrl-C in the terminal
+    reaches only the parent, which then stops its children in order.
     """
 
     def __init__(
@@ -52,12 +52,14 @@ class ManagedProcess:
         )
 
     def restart_if_dead(self) -> None:
-        """At once the first time, then after 0.5, 1, 2... 10 s while it keeps dying."""
+        """Restart a dead process: at once the first time, then after 0.5, 1, 2... 10 s while it
+        keeps dying.
+        """
         if self.process is not None:
             if self.process.poll() is None:
                 return
             sys.stderr.write(
-                f"{self.name} ended with code {self.process.returncode}; starting it again.\n"
+                f"{self.name} exited with code {self.process.returncode}; restarting it.\n"
             )
             is_stable = time.monotonic() - self.started_at > STABLE_SECONDS
             self.restart_delay = (
@@ -76,7 +78,7 @@ class ManagedProcess:
             self.process.wait(self.stop_timeout)
         except subprocess.TimeoutExpired:
             sys.stderr.write(
-                f"{self.name} did not end within {self.stop_timeout:.0f} s and is killed.\n"
+                f"{self.name} did not exit within {self.stop_timeout:.0f} s; killing it.\n"
             )
             os.killpg(self.process.pid, signal.SIGKILL)
             self.process.wait()
@@ -85,8 +87,8 @@ class ManagedProcess:
 def build_processes(
     host: str, port: int, *, has_own_inference: bool = True
 ) -> list[ManagedProcess]:
-    """Web, worker and, unless another server answers, inference. The worker's patience covers a
-    step and a checkpoint.
+    """Web, worker and, unless an external inference server is configured, inference. The worker's
+    stop timeout covers one training step and a checkpoint.
     """
     server_arguments = [
         "-v",

@@ -1,4 +1,4 @@
-"""Where WebSockets go, and that they come from our own pages."""
+"""WebSocket routes and the check of their origin."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ websocket_urlpatterns = [path("ws/live", LiveConsumer.as_asgi())]
 
 
 class SameOriginOnly:
-    """Refuses a handshake whose Origin is not scheme, host and port of the site itself.
+    """Rejects handshakes whose Origin is not the site's own scheme, host and port.
 
-    Channels' AllowedHostsOriginValidator lets any port of an allowed host pass, so a notebook
-    server on the same machine could open a socket with the visitor's cookie.
+    Channels' AllowedHostsOriginValidator accepts any port of an allowed host, so a notebook server
+    on the same machine could open a socket with the visitor's cookie.
     """
 
     def __init__(self, inner: Any) -> None:

@@ -1,18 +1,17 @@
-"""One settings file. With an empty environment it boots on SQLite; DATABASE_URL and REDIS_URL scale
-it out.
+"""Django settings. With an empty environment SnapML runs on SQLite; DATABASE_URL and REDIS_URL are
+for larger installations.
 
 | variable | meaning | default |
 |---|---|---|
-| SNAPML_HOME | folder of everything that SnapML stores | ./var |
-| SNAPML_HOSTS | host names that the site answers to, with commas | localhost, 127.0.0.1, [::1] |
-| SNAPML_HTTPS | 1: the site is reached by HTTPS only (secure cookies, HSTS) | 0 |
-| SNAPML_DATA_MAX_GIB | largest upload of data, in GiB | 2 |
-| SNAPML_MODEL_FOLDERS | folders, with colons, under which admins may register base models | none |
-| SNAPML_WEBHOOK_HOSTS | host names in the private network, with commas, that webhooks may reach |
-none |
+| SNAPML_HOME | folder for everything that SnapML stores | ./var |
+| SNAPML_HOSTS | host names of the site, comma-separated | localhost, 127.0.0.1, [::1] |
+| SNAPML_HTTPS | 1: the site uses HTTPS only (secure cookies, HSTS) | 0 |
+| SNAPML_DATA_MAX_GIB | maximum size of an upload, in GiB | 2 |
+| SNAPML_MODEL_FOLDERS | folders from which admins may register models, colon-separated | none |
+| SNAPML_WEBHOOK_HOSTS | private hosts that webhooks may reach, comma-separated | none |
+| SNAPML_MAX_CRASHES | crashes in a row without a new checkpoint until a run fails | 3 |
 | DATABASE_URL, REDIS_URL | PostgreSQL and Redis instead of SQLite files | none |
-| INFERENCE_URL, INFERENCE_TOKEN | the inference program, or one that speaks OpenAI's API | set by
-`manage.py up` |
+| INFERENCE_URL, INFERENCE_TOKEN | an OpenAI-compatible server | set by `manage.py up` |
 """
 
 import os
@@ -29,7 +28,7 @@ from training.sqlite_queue import BlockingSqliteStorage
 
 BASE_DIR = Path(__file__).resolve().parent.parent
 HOME = Path(os.environ.get("SNAPML_HOME") or BASE_DIR / "var").resolve()
-os.umask(0o077)  # databases, models and journals are for this user only
+os.umask(0o077)  # only this user may read databases, models and journals
 HOME.mkdir(parents=True, exist_ok=True)
 HOME.chmod(0o700)
 DATABASE_URL = os.environ.get("DATABASE_URL", "")
@@ -37,14 +36,17 @@ REDIS_URL = os.environ.get("REDIS_URL", "")
 
 
 def load_secret(name: str) -> str:
-    """A secret that is made at the first start and kept in a file that only its owner reads."""
+    """A secret that is generated at the first start and stored in a file that only its owner can
+    read.
+    """
     path = HOME / name
     if not path.exists():
         temporary_path = HOME / f".{name}.{os.getpid()}"
         temporary_path.touch(mode=0o600)
         temporary_path.write_text(secrets.token_urlsafe(48))
         try:
-            path.hardlink_to(temporary_path)  # the first of several processes wins
+            # If several processes start at once, the first one wins
+            path.hardlink_to(temporary_path)
         except FileExistsError:
             pass
         temporary_path.unlink()
@@ -119,9 +121,9 @@ TEMPLATES = [
     },
 ]
 
-# IMMEDIATE takes the write lock at BEGIN, so a transaction never fails half-way with "database is
-# locked". synchronous=NORMAL in WAL mode loses no commit when a process dies, only (perhaps) the
-# last ones when the power does.
+# IMMEDIATE takes the write lock at BEGIN, so a transaction never fails halfway with "database is
+# locked". synchronous=NORMAL in WAL mode loses no commit when a process dies; a power failure may
+# lose the last ones.
 SQLITE = {
     "ENGINE": "django.db.backends.sqlite3",
     "NAME": HOME / "snapml.sqlite3",
@@ -131,9 +133,8 @@ SQLITE = {
         "init_command": "PRAGMA journal_mode=WAL; PRAGMA synchronous=NORMAL; PRAGMA "
         "foreign_keys=ON;",
     },
-    "TEST": {
-        "NAME": HOME / "test.sqlite3"
-    },  # in memory, threads would share a cache, whose locks wait for nobody
+    # A file: threads would share the cache of an in-memory database, whose locks have no timeout
+    "TEST": {"NAME": HOME / "test.sqlite3"},
 }
 DATABASES = {
     "default": dj_database_url.parse(DATABASE_URL, conn_health_checks=True)
@@ -142,8 +143,8 @@ DATABASES = {
 }
 DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
 
-# Huey is only a wake-up: a message holds a run's or a job's id and nothing else, signed because
-# Huey unpickles what it reads.
+# Huey only wakes up the worker: a message holds the id of a run or job. It is signed because Huey
+# unpickles what it reads.
 HUEY_OPTIONS = {
     "immediate": False,
     "results": False,
@@ -164,10 +165,10 @@ def make_queue(name: str, file_name: str) -> Huey:
 
 
 HUEY = make_queue("snapml", "huey.sqlite3")
-# Jobs have a queue and threads of their own, since watching a run occupies a thread for hours.
+# Jobs have their own queue and threads, since supervising a run occupies a thread for hours.
 JOBS_HUEY = make_queue("snapml-jobs", "jobs.sqlite3")
-# Without Redis no layer is needed: the web server sees commits of other processes in SQLite itself
-# (training/runs/live/change_watcher.py).
+# Without Redis no channel layer is needed: the web server polls SQLite for commits of other
+# processes (training/runs/live/change_watcher.py).
 CHANNEL_LAYERS = (
     {
         "default": {
@@ -204,13 +205,12 @@ CONTENT_SECURITY_POLICY = {
     "DIRECTIVES": {
         "default-src": [NONE],
         "script-src": [SELF, NONCE],
-        # The hash is the stylesheet of the map library inside plotly 7.1, added while it loads;
-        # tests/browser sees a change.
+        # The hash is of a stylesheet that plotly 7.1 adds while it loads (its map library);
+        # tests/browser fails if it changes.
         "style-src": [SELF, NONCE, "'sha256-ji27qzEtxXZW+7dun6UwjHXJ18e6WAin1VvNtkzIE/o='"],
-        "style-src-attr": [
-            "'unsafe-inline'"
-        ],  # plotly colours words with style attributes; an attribute cannot load or run
-        "img-src": [SELF, "data:", "blob:"],  # blob: is plotly's "download as picture"
+        # plotly colors text with style attributes; attributes cannot load or execute anything
+        "style-src-attr": ["'unsafe-inline'"],
+        "img-src": [SELF, "data:", "blob:"],  # blob: for plotly's image download
         "font-src": [SELF],
         "connect-src": [SELF],
         "form-action": [SELF],
@@ -225,16 +225,16 @@ USE_TZ = True
 USE_I18N = False
 
 STATIC_URL = "static/"
-# plotly.min.js comes from the pip package, so that Python and JavaScript agree and nothing is built
-# or copied.
+# plotly.min.js comes from the pip package: the versions of Python and JavaScript agree, and nothing
+# is built or copied.
 STATICFILES_DIRS = [BASE_DIR / "static", ("plotly", Path(plotly.__file__).parent / "package_data")]
 WHITENOISE_USE_FINDERS = True
-# revalidated by Last-Modified: a new version is seen at once, an old one costs an empty answer
+# revalidated by Last-Modified: a new version is used at once, an unchanged file costs a 304
 WHITENOISE_MAX_AGE = 0
 
 DATASET_MAX_BYTES = int(float(os.environ.get("SNAPML_DATA_MAX_GIB", "2")) * 2**30)
 DATA_UPLOAD_MAX_MEMORY_SIZE = 2**20
-# On the disk where uploads stay, so that taking one over is a rename
+# On the disk of the uploads, so that moving a file there is a rename
 FILE_UPLOAD_TEMP_DIR = str(HOME / "incoming")
 Path(FILE_UPLOAD_TEMP_DIR).mkdir(exist_ok=True)
 FILE_UPLOAD_HANDLERS = ["training.datasets.upload_handler.LimitedUploadHandler"]
@@ -243,11 +243,10 @@ MODEL_FOLDERS = [
 ]
 BUILTIN_MODEL = os.environ.get("SNAPML_BUILTIN_MODEL", "1") == "1"
 
-# Hosts that webhooks may reach although their addresses are private.
+# Hosts with private addresses that webhooks may reach
 WEBHOOK_HOSTS = [h for h in os.environ.get("SNAPML_WEBHOOK_HOSTS", "").split(",") if h]
 
-# Deaths of an engine in a row without one more checkpoint, before its run is given up as a crash
-# loop.
+# Crashes of an engine in a row without a new checkpoint until its run fails as a crash loop
 MAX_CRASHES = int(os.environ.get("SNAPML_MAX_CRASHES", "3"))
 INFERENCE_URL = os.environ.get("INFERENCE_URL", "").rstrip("/")
 INFERENCE_TOKEN = os.environ.get("INFERENCE_TOKEN", "")

@@ -1,17 +1,17 @@
-"""Request bodies that stay on disk: daphne queues where a piece lies, and it is read when Django
-asks for it.
+"""Request bodies that stay on disk: daphne queues file positions instead of bytes, and a chunk is
+read when Django asks for it.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
-CHUNK_BYTES = 2**20  # 2 GiB are 2,048 places in the queue
+CHUNK_BYTES = 2**20  # 2 GiB are 2,048 entries in the queue
 
 
 class FileChunk(bytes):
-    """A piece of a spooled body, by its place; it says its length, so that daphne can tell the last
-    one.
+    """A chunk of a spooled body, by its position. Its length is the number of bytes, because daphne
+    detects the last chunk by its length.
     """
 
     file: Any
@@ -30,7 +30,7 @@ class FileChunk(bytes):
 
 
 class SpooledFile:
-    """Twisted's spool file, whose `read` gives places instead of bytes."""
+    """Twisted's spool file; `read` returns FileChunks instead of bytes."""
 
     def __init__(self, file: Any) -> None:
         self.file, self.offset = file, 0
@@ -59,7 +59,7 @@ class SpooledFile:
 
 
 class SpooledBodyMiddleware:
-    """The ASGI application, with places turned into bytes one at a time."""
+    """ASGI middleware that reads FileChunks from disk, one at a time."""
 
     def __init__(self, application: Any) -> None:
         self.application = application

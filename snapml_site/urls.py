@@ -20,17 +20,19 @@ def show_status_bar(request: AuthenticatedRequest) -> HttpResponse:
 
 
 def enter_admin(request: AuthenticatedRequest) -> HttpResponse:
-    """Instead of the admin site's own sign-in page, which does not count wrong passwords."""
+    """Replaces the sign-in page of the admin site, which does not count wrong passwords."""
     if not admin.site.has_permission(request):
         raise NotAllowed("The admin site is for admins.")
     return redirect("admin:index")
 
 
 def build_api_urls() -> tuple[list[URLPattern | URLResolver], str, str]:
-    """The API's addresses. Ninja asks for token or session at each and answers 401 by itself."""
+    """The API's URLs, without Django's login check: Ninja authenticates every operation and answers
+    401.
+    """
     patterns, app_name, namespace = api.urls
     for pattern in patterns:
-        assert pattern.callback is not None, "ninja's addresses are flat"
+        assert pattern.callback is not None, "ninja's URLs are flat"
         login_not_required(pattern.callback)
     return patterns, app_name, namespace
 
@@ -47,6 +49,6 @@ urlpatterns = [
     path("admin/login/", enter_admin, name="admin-login"),
     path("admin/", admin.site.urls),
     path("health", health, name="health"),
-    path("strip", show_status_bar, name="strip"),
+    path("status-bar", show_status_bar, name="status-bar"),
 ]
 handler404 = "snapml_site.middleware.page_not_found"

@@ -1,10 +1,10 @@
-"""`python -m snapml_site.web_server`: daphne, with a limit on bodies that holds while they arrive, and
-bodies that stay on disk.
+"""The web server, `python -m snapml_site.web_server`: daphne, with a size limit on request bodies
+as they arrive, and bodies that stay on disk.
 
-Daphne spools a whole request to disk before Django sees its first byte, and then puts all of it
-into memory. Here a stranger's request that says or turns out to be too long is cut off at once;
-only people who are signed in may send much, a few at a time; and what they sent is read from the
-disk when Django asks for it (`bodies.py`).
+Daphne spools a whole request to disk before Django sees it, and then loads all of it into memory.
+This server rejects a request as soon as its body is declared or turns out to be too long. Only
+authenticated users may send large bodies, a few at a time. Django reads the body from disk
+(`spooled_body.py`).
 """
 
 from __future__ import annotations
@@ -37,12 +37,12 @@ UPLOAD_PATHS = (
 MAX_FORM_BYTES = 2**20
 MAX_CONCURRENT_UPLOADS = 4
 AUTH_TIMEOUT = 3.0
-# Django's ORM refuses the event loop's own thread; this waits a few ms an upload
+# The ORM does not run in the event loop's thread; waiting for this one takes a few ms per upload
 database_thread = ThreadPoolExecutor(1)
 
 
 def is_authenticated(session: str, token: str) -> bool:
-    """Is this the session or the API token of somebody?"""
+    """True if this is a valid session or API token."""
     close_old_connections()
     if token:
         return find_token(token) is not None
@@ -50,7 +50,7 @@ def is_authenticated(session: str, token: str) -> bool:
 
 
 class LimitedRequest(http_protocol.WebRequest):  # type: ignore[misc]
-    """Twisted calls `gotLength` after the headers and `handleContentChunk` for every piece of the
+    """Twisted calls `gotLength` after the headers and `handleContentChunk` for every chunk of the
     body.
     """
 
@@ -90,8 +90,8 @@ class LimitedRequest(http_protocol.WebRequest):  # type: ignore[misc]
             super().handleContentChunk(data)
 
     def requestReceived(self, command: bytes, path: bytes, version: bytes) -> None:
-        """Twisted would parse a form here for itself, with ten bytes of memory for each of the
-        body's; Django does it again.
+        """Hide the content type from Twisted, which would parse the form itself and use ten times
+        the memory of the body. Django parses it again.
         """
         if not self.is_rejected:
             self.content_types = self.requestHeaders.getRawHeaders(b"content-type", [])
@@ -116,6 +116,7 @@ class LimitedRequest(http_protocol.WebRequest):  # type: ignore[misc]
 
 
 if __name__ == "__main__":
-    tempfile.tempdir = settings.FILE_UPLOAD_TEMP_DIR  # Twisted's spool: /tmp may be memory
+    # Twisted spools to files; /tmp may be in memory
+    tempfile.tempdir = settings.FILE_UPLOAD_TEMP_DIR
     http_protocol.WebRequest = LimitedRequest
     CommandLineInterface.entrypoint()

@@ -1,7 +1,5 @@
-"""The cast and the stage: alice owns, bob shares her team, vera views it, lea leads it, mallory
-must not see.
-
-And a tiny real model, and data to train on.
+"""Fixtures of all tests: users (alice owns, bob is on her team, vera views it, lea leads it,
+mallory is not on it), a tiny real model, and training data.
 """
 
 import gc
@@ -21,7 +19,7 @@ def pytest_addoption(parser):
     parser.addoption(
         "--only-database",
         action="store_true",
-        help="leave out what asks no database: for another DATABASE_URL",
+        help="run only the tests that use the database, to test another DATABASE_URL",
     )
 
 
@@ -41,8 +39,8 @@ def pytest_collection_modifyitems(config, items):
 
 
 def ignore_imports_in_collections():
-    """torch and transformers leave a million objects behind; without this every full collection
-    walks through them (a third of the time of a simulated step).
+    """torch and transformers create a million objects. Without this, every full garbage collection
+    walks through them, which takes a third of the time of a simulated step.
     """
     gc.collect()
     gc.freeze()
@@ -54,28 +52,28 @@ def pytest_collection_finish():
 
 
 def pytest_terminal_summary(terminalreporter, config):
-    """pytest-randomly names its seed in a header that -q leaves out."""
+    """Prints the seed of pytest-randomly, whose header -q leaves out."""
     seed = getattr(config.option, "randomly_seed", None)
     if seed is not None:
         terminalreporter.write_line(f"Tests ran in the order of --randomly-seed={seed}")
 
 
 def pytest_make_parametrize_id(val):
-    """Bytes are named by their number: gzip writes the second into its header, and two processes
-    must name a test alike.
+    """The id of a bytes parameter is its length: gzip output contains the time, and pytest-xdist
+    needs the same ids in every process.
     """
     return f"{len(val)} bytes" if isinstance(val, bytes) else None
 
 
 @pytest.fixture(autouse=True)
 def quick_passwords(settings):
-    """A test must not pay for a million rounds of PBKDF2."""
+    """A cheap password hasher, instead of a million rounds of PBKDF2."""
     settings.PASSWORD_HASHERS = ["django.contrib.auth.hashers.MD5PasswordHasher"]
 
 
 @pytest.fixture(scope="session", autouse=True)
 def cache_static_files():
-    """WhiteNoise looks for all static files again with every new client: 50 ms each time."""
+    """WhiteNoise searches all static files for every new client, which takes 50 ms each time."""
     from whitenoise.middleware import WhiteNoiseMiddleware
 
     find_files, files = WhiteNoiseMiddleware.add_files_from_finders, {}
@@ -93,7 +91,7 @@ def cache_static_files():
 
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory) -> Path:
-    """A Llama of 2 layers with a tokenizer of its own, saved as safetensors."""
+    """A Llama model with 2 layers and its own tokenizer, saved as safetensors."""
     folder = tiny.make_model(tmp_path_factory.mktemp("tiny") / "tiny-llama")
     ignore_imports_in_collections()
     return folder
@@ -101,7 +99,7 @@ def tiny_model(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def tiny_run(tmp_path, tiny_model):
-    """Makes a run folder for the engine; settings may be given by name."""
+    """Creates run folders for the engine; settings are keyword arguments."""
 
     def make(name="run", rows=tiny.ROWS, **settings):
         return tiny.make_run(tmp_path / name, tiny_model, rows, **settings)
@@ -111,7 +109,7 @@ def tiny_run(tmp_path, tiny_model):
 
 @pytest.fixture
 def engine_here():
-    """The engine in this process: `engine_here([folder])` is its exit code."""
+    """Runs the engine in this process: `engine_here([folder])` returns its exit code."""
     with engine_in_process() as main:
         yield main
 
@@ -123,8 +121,8 @@ def engine_results(tmp_path_factory):
 
 @pytest.fixture
 def engine_once(engine_here, engine_results):
-    """The engine for what it leaves: of runs with equal settings only the first is trained, the
-    others get a copy.
+    """Like `engine_here`, but runs with equal settings are trained only once; later ones get a copy
+    of the result.
     """
 
     def main(arguments):

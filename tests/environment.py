@@ -1,5 +1,5 @@
-"""A home of the tests' own, set before Django reads its settings (pyproject.toml loads this as
-pytest's first plugin).
+"""A SNAPML_HOME for the tests, set before Django reads its settings (pyproject.toml loads this as
+the first pytest plugin).
 """
 
 import atexit
@@ -12,12 +12,12 @@ os.environ["SNAPML_HOME"] = HOME
 os.environ["SNAPML_BUILTIN_MODEL"] = "0"
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
-# Models are tiny, and two processes share two cores: waiting threads would burn both
+# The models are tiny, and two test processes share two cores: more threads would only spin
 os.environ["OMP_NUM_THREADS"] = "1"
 atexit.register(shutil.rmtree, HOME, ignore_errors=True)
 
 WORKER = os.environ.get("PYTEST_XDIST_WORKER", "")
-# Each process asks a Redis database of its own, as pytest-django gives each a PostgreSQL one
+# Each process uses its own Redis database, as pytest-django gives each a PostgreSQL one
 if WORKER and os.environ.get("REDIS_URL"):
     os.environ["REDIS_URL"] = (
         f"{os.environ['REDIS_URL'].rpartition('/')[0]}/{WORKER.removeprefix('gw')}"

@@ -1,9 +1,9 @@
-"""Pages as a browser reads them."""
+"""HTML helpers for page tests."""
 
 import re
 
 
 def normalize_markup(page):
-    """A page without the whitespace that a browser does not show, attributes one blank apart."""
+    """The HTML without insignificant whitespace: attributes are separated by one space."""
     text = page if isinstance(page, str) else page.content.decode()
     return re.sub(r"(?<=>) | (?=<)", "", re.sub(r"\s+", " ", text))

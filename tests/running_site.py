@@ -1,5 +1,5 @@
-"""A whole SnapML of its own for a test: home, database, tiny model, and `manage.py up` with its
-three programs.
+"""A complete SnapML instance for a test: home, database, tiny model, and `manage.py up` with its
+three processes.
 """
 
 import json
@@ -52,7 +52,7 @@ print(json.dumps({
     "seqs": [e["seq"] for e in events], "last_seq": run.last_seq, "attempts": run.attempt,
     "losses": {e["step"]: float(e["loss"]).hex() for e in events if e["kind"] == "step"},
     "points": read_curves(run.pk, ["loss"]).points,
-    "held": [
+    "allocations": [
         [a.started_at.timestamp(), a.released_at and a.released_at.timestamp()]
         for a in Allocation.objects.order_by("started_at")
     ],
@@ -68,8 +68,8 @@ def find_free_port():
 
 
 class RunningSite:
-    """`with Stage(home, model) as stage:` signs alice in and starts everything; leaving stops it in
-    order.
+    """`with RunningSite(home, model) as site:` creates the user alice with a token and starts all
+    processes. The exit stops them in order.
     """
 
     def __init__(self, home, model="", **environment):
@@ -124,7 +124,7 @@ class RunningSite:
         ).json()
 
     def find_pid(self, name):
-        """The process of a child of `up`: web, worker or inference; or of a run's engine."""
+        """The process id of web, worker or inference, or of the engine of a run (`engine:ID`)."""
         if name.startswith("engine"):
             path = self.home / "runs" / name.split(":")[1] / "engine.json"
             return json.loads(path.read_text())["pid"] if path.exists() else None
@@ -152,9 +152,7 @@ class RunningSite:
 
     @contextmanager
     def without_restarts(self):
-        """What dies in here stays dead until the end: `up` would have it back within 3 s, before a
-        slow page has asked.
-        """
+        """Killed processes stay dead inside this block: `up` would restart them within 3 s."""
         self.up.send_signal(signal.SIGSTOP)
         try:
             yield
@@ -168,7 +166,5 @@ class RunningSite:
         deadline = time.monotonic() + seconds
         while not ready():
             assert self.up.poll() is None, self.read_log()
-            assert time.monotonic() < deadline, (
-                "it did not happen in time\n" + self.read_log()[-3000:]
-            )
+            assert time.monotonic() < deadline, "timed out\n" + self.read_log()[-3000:]
             time.sleep(0.1)

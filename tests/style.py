@@ -1,6 +1,6 @@
-"""`python -m tests.style`: what ruff has no rule for. `make lint` runs it.
+"""Style checks that ruff has no rule for: `python -m tests.style`. `make lint` runs it.
 
-No nested conditional expression, and no function of more than 60 lines.
+No nested conditional expressions, and no function longer than 60 lines.
 """
 
 import ast

@@ -1,5 +1,5 @@
-"""Imports point one way, torch stays in its programs, and no file imports itself in a circle
-(ARCHITECTURE.md).
+"""Checks the import rules of ARCHITECTURE.md: imports point in one direction, torch stays in its
+programs, and there are no import cycles.
 """
 
 import ast
@@ -14,7 +14,7 @@ import pytest
 from benchmarks.structure import find_cycles, import_graph
 
 ROOT = Path(__file__).parent.parent
-# An import points left or stays.
+# A package may import from its own group and from earlier ones.
 IMPORT_ORDER = [
     {
         "training.errors",
@@ -50,8 +50,8 @@ APPS = (
 TORCH = {"torch", "transformers", "peft", "bitsandbytes", "safetensors", "accelerate"}
 TORCH_PROGRAMS = ("training/engine", "adapters/inference", "adapters/programs")
 ENGINE = ROOT / "training/engine"
-# What the site may import of the engine: its root, and the table of methods, which imports torch
-# inside its functions only.
+# Modules of the engine that the site may import: those at its root, and the table of methods,
+# which imports torch only inside functions.
 TORCH_FREE = {path.stem for path in ENGINE.glob("*.py")} - {"__main__"} | {"methods"}
 PURE = (
     "training/datasets/rows.py",
@@ -82,7 +82,7 @@ def iter_sources():
 
 
 def iter_imports(path):
-    """(module, line, at the top of the file?) for every import."""
+    """(module, line, is it at the top level of the file?) of every import."""
     tree = ast.parse(path.read_text())
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
@@ -104,7 +104,7 @@ def get_module_name(path):
     return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
 
 
-def test_arrows_point_left():
+def test_packages_import_only_from_earlier_groups():
     broken = []
     for path in iter_sources():
         source = find_package(get_module_name(path))
@@ -122,7 +122,7 @@ def test_arrows_point_left():
     assert not broken
 
 
-def test_the_engine_knows_no_django_and_none_of_the_other_rooms():
+def test_the_engine_imports_neither_django_nor_other_packages():
     for path in (ROOT / "training/engine").rglob("*.py"):
         for module, line, _ in iter_imports(path):
             assert not module.startswith(("django", "channels", "huey", "ninja")), f"{path}:{line}"
@@ -131,7 +131,7 @@ def test_the_engine_knows_no_django_and_none_of_the_other_rooms():
             ), f"{path}:{line}"
 
 
-def test_no_file_imports_itself_in_a_circle():
+def test_there_are_no_import_cycles():
     assert not find_cycles(import_graph(ROOT))
 
 
@@ -167,7 +167,7 @@ def test_the_site_imports_only_torch_free_modules_of_the_engine():
 
 
 @pytest.mark.parametrize("module", ["snapml_site.asgi", "training.runs.worker.main"])
-def test_torch_never_enters_the_web_or_worker_process(module):
+def test_the_web_and_worker_processes_never_import_torch(module):
     code = f"import sys, django; django.setup(); import {module}; assert 'torch' not in sys.modules"
     env = {**os.environ, "DJANGO_SETTINGS_MODULE": "snapml_site.settings"}
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, env=env)
@@ -181,11 +181,13 @@ def test_pure_modules_import_no_orm():
 
 
 def get_layer(stem):
-    """`launch/views.py` and `quota_views.py` are views, wherever in their app they lie."""
+    """The layer of a module, by the last word of its name: `launch/views.py` and `quota_views.py`
+    are both views.
+    """
     return LAYERS.get(stem.rpartition("_")[2], 1)
 
 
-def test_inside_an_app_models_import_no_services_and_services_no_views():
+def test_models_import_no_services_and_services_import_no_views():
     broken = []
     for path in iter_sources():
         module = get_module_name(path)
@@ -209,7 +211,7 @@ def test_no_file_is_called_utils():
     ]
 
 
-def test_broad_excepts_are_few_and_lose_nothing():
+def test_broad_excepts_are_few_and_log_or_chain_the_error():
     handlers = []
     for path in iter_sources():
         text = path.read_text()
@@ -222,7 +224,7 @@ def test_broad_excepts_are_few_and_lose_nothing():
             body = [part for statement in node.body for part in ast.walk(statement)]
             raised = [part for part in body if isinstance(part, ast.Raise)]
             if any(part.exc is None for part in raised):
-                continue  # it cleans up and lets the error go on
+                continue  # cleanup code that raises the error again
             logged = any(
                 isinstance(part, ast.Attribute) and part.attr == "exception" for part in body
             )
@@ -234,7 +236,7 @@ def test_broad_excepts_are_few_and_lose_nothing():
 
 
 def test_no_test_file_imports_another_one():
-    """What they share stands in a conftest.py or a module named by what it holds."""
+    """Shared test code belongs in conftest.py or in a module named by its content."""
     offending = [
         (path.relative_to(ROOT).as_posix(), line)
         for path in (ROOT / "tests").rglob("*.py")

@@ -1,4 +1,4 @@
-"""The documents keep up with the code."""
+"""The documentation matches the code."""
 
 import re
 from dataclasses import fields
@@ -13,7 +13,7 @@ from training.runs.launch.services import INTERNAL_SETTINGS
 DOCS = Path(__file__).parent.parent / "docs"
 
 
-def test_every_setting_is_explained_with_its_own_sentence():
+def test_every_setting_is_documented_with_its_help_text():
     text = (DOCS / "settings.md").read_text()
     for field in fields(RunConfig):
         if field.name not in INTERNAL_SETTINGS:
@@ -21,7 +21,7 @@ def test_every_setting_is_explained_with_its_own_sentence():
             assert field.metadata["description"] in text
 
 
-def test_every_form_of_data_has_an_example():
+def test_every_row_format_has_an_example():
     text = (DOCS / "data.md").read_text().lower()
     for title in ROW_FORMATS.values():
         assert title.split(" (")[0].replace(" conversations", "").lower() in text, title

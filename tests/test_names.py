@@ -1,11 +1,11 @@
-"""A test has the same name in every process: pytest-xdist deals tests out by name, and stops where
-two collections differ.
+"""Tests have the same ids in every process: pytest-xdist distributes tests by id, and stops if the
+collections differ.
 """
 
 import re
 
 
-def test_no_test_is_named_by_the_bytes_that_it_reads(request):
+def test_no_test_id_contains_bytes_or_memory_addresses(request):
     unsteady = [
         item.nodeid
         for item in request.session.items

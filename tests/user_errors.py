@@ -1,4 +1,6 @@
-"""Errors that people read, told apart by their class, code and field instead of their sentence."""
+"""Checks errors by class, code and field, and by the facts in their message, instead of its
+wording.
+"""
 
 from contextlib import contextmanager
 
@@ -9,7 +11,7 @@ from training.errors import UserError
 
 @contextmanager
 def raises_user_error(kind=UserError, *, code=None, field=None, naming=()):
-    """The block raises this error, and its message has every name and number of `naming`."""
+    """The block raises this error, and its message contains every item of `naming`."""
     with pytest.raises(kind) as caught:
         yield caught
     error = caught.value
@@ -19,6 +21,6 @@ def raises_user_error(kind=UserError, *, code=None, field=None, naming=()):
 
 
 def assert_mentions(text, *facts):
-    """Names and numbers that a sentence has to have, however it is worded."""
+    """The text contains every name and number, in any wording."""
     missing = [fact for fact in facts if str(fact) not in text]
     assert not missing, (missing, text)

@@ -1,7 +1,7 @@
-"""Numbers as people read them: bytes, times, counts, shares. What is missing is an empty string.
+"""Formats numbers for people: bytes, times, counts, shares. A missing value is an empty string.
 
-static/js/formatting.js is its twin for what a page renews by itself;
-tests/site/formatting_cases.json holds both to the same answers.
+static/js/formatting.js is its twin for values that a page updates itself;
+tests/site/formatting_cases.json holds the test cases of both.
 """
 
 from __future__ import annotations
@@ -49,8 +49,8 @@ def format_integer(count: float) -> str:
 
 
 def format_percent(fraction: float | None) -> str:
-    """0.0312 as `3.1 %`."""
-    return f"{100 * fraction:.1f} %" if isinstance(fraction, int | float) else ""
+    """0.0312 as `3.1%`."""
+    return f"{100 * fraction:.1f}%" if isinstance(fraction, int | float) else ""
 
 
 def format_loss(loss: float | None) -> str:
@@ -58,7 +58,7 @@ def format_loss(loss: float | None) -> str:
 
 
 def format_setting(value: Any) -> str:
-    """A setting's value as a sentence has it: `on`, `1,024`, `2e-4`."""
+    """A setting's value for use in a sentence: `on`, `1,024`, `2e-4`."""
     if isinstance(value, bool):
         return "on" if value else "off"
     if isinstance(value, float) and 0 < value < 0.01:
@@ -68,7 +68,7 @@ def format_setting(value: Any) -> str:
 
 
 def format_value(value: float | None, unit: str, decimals: int) -> str:
-    """A cell of a table of figures, by the figure's unit."""
+    """A cell in a table of metrics, by the unit of the metric."""
     if value is None:
         return DASH
     if unit == "bytes":
@@ -103,18 +103,18 @@ def format_ago(moment: datetime) -> str:
 
 
 def format_delay(seconds: float | None) -> str:
-    """Seconds from now: `now`, `in 10 min`; None: nothing that is known would let it."""
+    """Seconds from now as `now` or `in 10 min`; None is an unknown time."""
     if seconds is None:
-        return "not before something else changes"
+        return "unknown"
     return "now" if seconds < 1 else f"in {format_duration(seconds)}"
 
 
 def format_start(earliest: float | None, latest: float | None, now: float) -> str:
-    """The range in which a waiting run should start: `in 10 to 25 min`, `not before 2 h`.
+    """The estimated start of a queued run: `in 10 to 25 min`, `not before 2 h`, `unknown`.
 
-    All three are epoch seconds; None: nobody can tell.
+    All three arguments are epoch seconds; None is unknown.
     """
-    unknown = "nobody can tell yet"
+    unknown = "unknown"
     if earliest is None:
         return unknown
     soon = max(0.0, earliest - now)

@@ -1,4 +1,4 @@
-"""What templates call to say numbers; how they are said is training/formatting.py's."""
+"""Template filters that format numbers; the formats are defined in training/formatting.py."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ def column_title(name: str) -> str:
     return COLUMN_TITLES.get(name, name.capitalize())
 
 
-@register.filter
-def figure(value: float | None, metric: Figure) -> str:
+@register.filter("figure")
+def format_figure(value: float | None, metric: Figure) -> str:
     return formatting.format_value(value, metric.unit, metric.decimals)
 
 
-@register.filter
-def when(queue_info: dict[str, Any]) -> str:
-    """The range in which a waiting run should start, from now."""
+@register.filter("when")
+def format_start_range(queue_info: dict[str, Any]) -> str:
+    """The estimated start of a queued run, relative to now."""
     if not queue_info:
         return ""
     return formatting.format_start(
@@ -47,7 +47,7 @@ def when(queue_info: dict[str, Any]) -> str:
 
 @register.filter
 def sparkline(points: list[float]) -> str | SafeString:
-    """Losses as a small drawing, 90 x 24."""
+    """A loss curve as a small SVG of 90 x 24 pixels."""
     if len(points) < 2:
         return ""
     low, high = min(points), max(points)
@@ -68,8 +68,8 @@ def sparkline(points: list[float]) -> str | SafeString:
 
 @register.filter
 def log_line(event: Any) -> str:
-    """An event as a line of the log. Control characters are dropped, so that no line can pose as
-    two.
+    """An event as a line of the log. Control characters are removed, so that one event cannot look
+    like two lines.
     """
     fields = event.fields
     if event.kind == "log":

@@ -1,7 +1,7 @@
-// Numbers as people read them. The Python twin is training/formatting.py;
-// tests/site/formatting_cases.json holds both to the same answers.
+// Formats numbers for people. The Python twin is training/formatting.py;
+// tests/site/formatting_cases.json holds the test cases of both.
 
-// As Python rounds: an exact half goes to the even neighbor, where toFixed takes the larger one.
+// Rounds like Python: an exact half goes to the even neighbor, while toFixed rounds it up.
 function fixed(value, decimals) {
   const rounded = value.toFixed(decimals);
   const exact = value.toFixed(decimals + 30);
@@ -34,9 +34,9 @@ export function formatDuration(seconds) {
   return minutes < 60 ? `${minutes} min` : `${Math.floor(minutes / 60)} h ${minutes % 60} min`;
 }
 
-// The range in which a waiting run should start. All three are epoch seconds.
+// The estimated start of a queued run. All three are epoch seconds.
 export function formatStart(earliest, latest, now) {
-  const unknown = "nobody can tell yet";
+  const unknown = "unknown";
   if (earliest == null) return unknown;
   const soon = Math.max(0, earliest - now);
   if (latest == null) return soon > 60 ? `not before ${formatDuration(soon)}` : unknown;

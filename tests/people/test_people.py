@@ -75,7 +75,7 @@ def test_the_first_admins_one_time_password_must_be_changed(client, db):
     }
     assert client.post("/account/password", new)["Location"] == "/"
     assert client.get("/").status_code == 200
-    assert first_admin_message() == "(sign in as before)"
+    assert first_admin_message() == "(sign in with your password)"
 
 
 def test_an_unused_one_time_password_is_replaced_at_the_next_start(db):

@@ -1,4 +1,4 @@
-"""One of each thing that has an address, all of them alice's and shared with her team."""
+"""One object of every kind that has a URL. All belong to alice and are shared with her team."""
 
 import json
 from pathlib import Path
@@ -21,8 +21,8 @@ from training.webhooks.models import Webhook
 
 @pytest.fixture
 def no_program(monkeypatch, settings):
-    """Tokens are counted and steps simulated by programs of their own: not here, and what failed
-    here is not remembered for other tests.
+    """Disables the programs that count tokens and simulate steps, and forgets their failures
+    afterwards.
     """
 
     def raise_user_error(*_args, **_kwargs):
@@ -37,7 +37,7 @@ def no_program(monkeypatch, settings):
 
 @pytest.fixture
 def things(run, base_model, data, alice, device):
-    """The numbers that stand in addresses, by the name of the parameter."""
+    """The ids in URLs, by the name of the URL parameter."""
     shared = {"owner": alice, "team": run.team}
     file_format = {
         "kind": "jsonl",

@@ -50,7 +50,7 @@ def test_a_run_from_launch_to_stop(api, base_model, data, no_queue):
     assert api("POST", f"/runs/{run['id']}/stop", {})[0] == 409
 
 
-def test_events_after_a_number_and_curves(api, run):
+def test_events_are_paginated_and_curves_are_downsampled(api, run):
     lease, record, journal = claim_run(run.pk), Run.objects.get(pk=run.pk), Journal()
     store_events(lease, record, journal.lines(*[step_event(n, 1 / n) for n in range(1, 1001)]), 1)
     sequence_numbers, after = [], 0
@@ -114,7 +114,7 @@ def test_models_and_datasets_are_listed(api, base_model, data):
         ("GET", "/nothing", None, 404, ""),
     ],
 )
-def test_every_problem_has_one_shape_and_the_right_code(
+def test_every_error_has_the_same_format_and_the_right_status(
     api, run, base_model, data, method, path, body, code, field
 ):
     text = json.dumps(body).replace('"{m}"', str(base_model.pk)).replace('"{d}"', str(data.pk))
@@ -126,12 +126,12 @@ def test_every_problem_has_one_shape_and_the_right_code(
         assert answer["error"]["field"].endswith(field)
 
 
-def test_query_parameters_that_reach_for_other_columns_change_nothing(api, run):
+def test_unknown_query_parameters_are_ignored(api, run):
     plain = api("GET", "/runs")
     assert api("GET", "/runs?owner__password__startswith=p&order_by=owner__email") == plain
 
 
-def test_a_fault_is_told_in_the_same_shape_without_its_details(api, run, monkeypatch):
+def test_an_internal_error_has_the_same_format_without_details(api, run, monkeypatch):
     monkeypatch.setattr("training.runs.api.read_curves", lambda *a, **k: 1 / 0)
     code, answer = api("GET", f"/runs/{run.pk}/metrics")
     assert code == 500

@@ -1,9 +1,8 @@
-"""The permission matrix: every operation of the API, from its OpenAPI document, against everybody.
-One without a row fails.
+"""The permission matrix: every operation of the API, from its OpenAPI schema, for every kind of
+user. An operation without a row fails.
 
-A letter a person: y may, l may only look (403), n finds nothing (404). The person's door is open
-when the answer is neither 401, 403 nor 404; whether the act then makes sense (409, 422) is not this
-test's business.
+One letter per user: y is allowed, l may only view (403), n gets 404. An allowed operation may still
+fail with 409 or 422, which is not tested here.
 """
 
 import json
@@ -15,12 +14,12 @@ from snapml_site.api import api
 from training.people.tokens import create_token
 
 pytestmark = [pytest.mark.django_db, pytest.mark.usefixtures("no_program")]
-USERS = ("stranger", "mallory", "vera", "bob", "lea", "alice", "admin")
-ALL = dict.fromkeys(USERS[1:], "y")  # everybody who is signed in
-READ = {**ALL, "mallory": "n"}  # whoever may see the thing
+USERS = ("anonymous", "mallory", "vera", "bob", "lea", "alice", "admin")
+ALL = dict.fromkeys(USERS[1:], "y")  # every signed-in user
+READ = {**ALL, "mallory": "n"}  # users who may see the object
 CHANGE = {"mallory": "n", "vera": "l", "bob": "l", "lea": "y", "alice": "y", "admin": "y"}
 ADMIN = {**dict.fromkeys(USERS[1:6], "l"), "admin": "y"}
-# Mallory leads a team of her own
+# mallory leads her own team
 LEADS = {
     **dict.fromkeys(USERS[1:], "l"),
     "lea": "y",
@@ -28,7 +27,7 @@ LEADS = {
     "admin": "y",
 }
 LEAD = {"mallory": "n", "vera": "l", "bob": "l", "lea": "y", "alice": "l", "admin": "y"}
-# A thing that is no team's: its owner's alone
+# Objects without a team: only for their owner
 MINE = {
     **dict.fromkeys(USERS[1:], "n"),
     "alice": "y",
@@ -41,9 +40,9 @@ MATRIX = {
         "vera": "l",
         "mallory": "l",
         "admin": "l",
-    },  # voice is theirs to share with, or not
+    },  # whether they may share with team voice
     "get /people/me/tokens": ALL,
-    "post /people/me/tokens": dict.fromkeys(USERS[1:], "l"),  # a token makes no token
+    "post /people/me/tokens": dict.fromkeys(USERS[1:], "l"),  # a token cannot create tokens
     "delete /people/me/tokens/{token_id}": MINE,
     "get /people/me/webhooks": ALL,
     "post /people/me/webhooks": dict.fromkeys(USERS[1:], "l"),
@@ -52,7 +51,10 @@ MATRIX = {
     "post /people/teams": ADMIN,
     "get /people/teams/{team_id}": READ,
     "put /people/teams/{team_id}/members/{username}": LEAD,
-    "delete /people/teams/{team_id}/members/{username}": {**LEAD, "bob": "y"},  # bob is who leaves
+    "delete /people/teams/{team_id}/members/{username}": {
+        **LEAD,
+        "bob": "y",
+    },  # bob leaves the team
     "get /models": ALL,
     "post /models": ADMIN,
     "get /models/{model_id}": ALL,
@@ -77,7 +79,7 @@ MATRIX = {
     "get /runs/lengths": READ,
     "post /runs/plan": READ,
     "post /runs/forecast/model": ALL,
-    "post /runs": {**READ, "vera": "l"},  # a viewer trains on nothing of the team's
+    "post /runs": {**READ, "vera": "l"},  # a viewer cannot train on the team's data
     "get /runs": ALL,
     "post /runs/sweeps": {**READ, "vera": "l"},
     "get /runs/sweeps/{sweep_id}": READ,
@@ -122,7 +124,7 @@ MATRIX = {
         "lea": "n",
         "alice": "n",
         "admin": "n",
-    },  # its run keeps no such checkpoint
+    },  # the run has no such checkpoint
     "get /adapters/disk": ALL,
     "post /adapters/{adapter_id}/merge": CHANGE,
     "post /adapters/{adapter_id}/gguf": CHANGE,
@@ -239,17 +241,17 @@ def call_operation(client, operation, things, who):
     return client.generic(method, path, body, content_type="application/json", **headers)
 
 
-def test_every_operation_has_its_row():
+def test_every_operation_is_in_the_matrix():
     assert set(list_operations()) == set(MATRIX)
 
 
 @pytest.mark.parametrize("operation", sorted(MATRIX))
-def test_it_is_open_to_whom_it_should_be(client, people, things, operation):
-    expected = {"stranger": 401, "y": None, "l": 403, "n": 404}
+def test_permissions_match_the_matrix(client, people, things, operation):
+    expected = {"anonymous": 401, "y": None, "l": 403, "n": 404}
     token, _ = create_token(people["alice"], "hers")
     things = {**things, "token_id": token.pk}
     assert call_operation(client, operation, things, "").status_code == 401
-    # Those who may come last: they change things
+    # Allowed users last: they change things
     for who in sorted(USERS[1:], key=lambda name: MATRIX[operation][name] == "y"):
         _, secret = create_token(people[who], "test")
         answer = call_operation(client, operation, things, secret)
@@ -262,17 +264,17 @@ def test_it_is_open_to_whom_it_should_be(client, people, things, operation):
 
 
 @pytest.mark.parametrize("operation", sorted(o for o in MATRIX if not o.startswith("get")))
-def test_a_token_that_may_only_read_changes_nothing(client, alice, things, operation):
+def test_a_read_only_token_cannot_change_anything(client, alice, things, operation):
     _, secret = create_token(alice, "reader", "read")
     answer = call_operation(client, operation, things, secret)
     assert (answer.status_code, answer.json()["error"]["message"][:24]) == (
         403,
-        "This token may only read",
+        "This token is read-only.",
     )
 
 
 @pytest.mark.parametrize("operation", sorted(o for o in MATRIX if not o.startswith("get")))
-def test_a_cookie_alone_does_not_act_from_another_site(people, things, operation):
+def test_a_session_cookie_without_csrf_token_is_rejected(people, things, operation):
     from django.test import Client
 
     client = Client(enforce_csrf_checks=True)
@@ -281,7 +283,7 @@ def test_a_cookie_alone_does_not_act_from_another_site(people, things, operation
 
 
 @pytest.mark.parametrize("operation", sorted(MATRIX))
-def test_a_wrong_token_opens_nothing(client, things, operation):
+def test_an_invalid_token_is_rejected(client, things, operation):
     answer = call_operation(client, operation, things, "snapml_wrong")
     assert answer.status_code == 401
     assert answer.json()["error"]["message"].startswith("Sign in")

@@ -1,5 +1,5 @@
-"""Lines of the attack checklist (paths, uploads, identity, output, load) that no other file covers;
-each test names its line.
+"""The items of the attack checklist (paths, uploads, identity, output, load) that no other file
+covers. The number in a test's name is the item.
 """
 
 import json
@@ -32,7 +32,7 @@ BAD_NAMES = [
 
 
 @pytest.mark.parametrize("name", BAD_NAMES)
-def test_1_and_21_a_files_name_is_never_a_path_or_a_command(as_alice, settings, name):
+def test_1_and_21_a_file_name_is_never_used_as_a_path_or_command(as_alice, settings, name):
     as_alice.post(
         "/data/new", {"file": SimpleUploadedFile("x", b"question,answer\na,b\nc,d\n"), "name": name}
     )
@@ -44,7 +44,7 @@ def test_1_and_21_a_files_name_is_never_a_path_or_a_command(as_alice, settings, 
     ]
 
 
-def test_2_a_link_in_a_runs_folder_is_not_listed_nor_followed(as_alice, run):
+def test_2_symlinks_in_a_run_folder_are_not_listed_or_followed(as_alice, run):
     (run.folder / "engine.log").symlink_to("/etc/passwd")
     (run.folder / "checkpoints").mkdir()
     (run.folder / "checkpoints" / "link").symlink_to("/etc")
@@ -58,7 +58,7 @@ def test_2_a_link_in_a_runs_folder_is_not_listed_nor_followed(as_alice, run):
     "content",
     [b"PK\x03\x04" + b"x" * 50, b"\x1f\x8b\x08\x00not really", b"PAR1" + b"\xff" * 50 + b"PAR1"],
 )
-def test_3_and_4_archives_and_wrong_magic_are_refused_and_leave_nothing(
+def test_3_and_4_archives_and_wrong_magic_bytes_are_rejected_and_deleted(
     as_alice, settings, content
 ):
     answer = as_alice.post("/data/new", {"file": SimpleUploadedFile("a.jsonl", content)})
@@ -66,7 +66,7 @@ def test_3_and_4_archives_and_wrong_magic_are_refused_and_leave_nothing(
     assert not Upload.objects.exists()
 
 
-def test_4_two_uploads_of_one_name_are_two(as_alice):
+def test_4_two_uploads_of_the_same_name_get_two_folders(as_alice):
     for text in ("a", "b"):
         as_alice.post(
             "/data/new",
@@ -80,7 +80,7 @@ def test_4_two_uploads_of_one_name_are_two(as_alice):
     assert len(folders) == 2
 
 
-def test_4_nothing_that_was_uploaded_is_served_as_a_page(as_alice):
+def test_4_uploaded_files_are_never_served(as_alice):
     as_alice.post(
         "/data/new",
         {
@@ -95,7 +95,7 @@ def test_4_nothing_that_was_uploaded_is_served_as_a_page(as_alice):
     assert as_alice.get(f"/data/uploads/{Upload.objects.get().pk}/0").status_code == 404
 
 
-def test_10_a_cell_that_is_a_formula_stays_text_and_metrics_hold_numbers_only(as_alice, run):
+def test_10_a_formula_in_a_run_name_does_not_reach_the_csv_file(as_alice, run):
     Run.objects.filter(pk=run.pk).update(name="=cmd|'/c calc'!A1")
     answer = as_alice.get(f"/runs/{run.pk}/metrics.csv")
     assert "cmd" not in answer["Content-Disposition"]
@@ -112,7 +112,7 @@ def test_10_a_cell_that_is_a_formula_stays_text_and_metrics_hold_numbers_only(as
         {"sweep": 1},
     ],
 )
-def test_18_nobody_sets_what_is_not_theirs_to_set(as_alice, run, body):
+def test_18_protected_fields_are_rejected(as_alice, run, body):
     for method, path in (("patch", f"/api/v1/runs/{run.pk}"), ("post", "/api/v1/runs")):
         answer = getattr(as_alice, method)(
             path,
@@ -124,7 +124,7 @@ def test_18_nobody_sets_what_is_not_theirs_to_set(as_alice, run, body):
     assert (run.owner.username, run.state) == ("alice", "queued")
 
 
-def test_18_a_person_does_not_move_a_data_set_to_another_team(as_alice, people, data):
+def test_18_a_data_set_cannot_be_moved_to_another_team(as_alice, people, data):
     other = Team.objects.get(name="others")
     as_alice.patch(
         f"/api/v1/datasets/{data.dataset_id}",
@@ -134,7 +134,7 @@ def test_18_a_person_does_not_move_a_data_set_to_another_team(as_alice, people, 
     assert Dataset.objects.get(pk=data.dataset_id).team.name == "voice"
 
 
-def test_20_a_token_is_only_its_digest_and_ends_with_its_person(client, alice):
+def test_20_tokens_are_stored_as_digests_and_end_with_their_user(client, alice):
     token, secret = create_token(alice, "x")
     assert secret not in json.dumps(list(ApiToken.objects.values()), default=str)
     alice.is_active = False
@@ -145,7 +145,7 @@ def test_20_a_token_is_only_its_digest_and_ends_with_its_person(client, alice):
     assert token.hint == secret[-4:]
 
 
-def test_20_the_session_changes_at_sign_in(client, alice):
+def test_20_the_session_key_changes_at_sign_in(client, alice):
     client.get("/sign-in")
     before = client.session.session_key
     client.post("/sign-in", {"username": "alice", "password": "a-long-word-1"})
@@ -155,9 +155,7 @@ def test_20_the_session_changes_at_sign_in(client, alice):
 MARKUP = "<script>alert(1)</script><img src=x onerror=alert(2)>"
 
 
-def test_22_markup_in_tags_notes_teams_and_models_is_text_everywhere(
-    as_alice, alice, run, base_model
-):
+def test_22_markup_in_tags_notes_teams_and_models_is_escaped(as_alice, alice, run, base_model):
     Run.objects.filter(pk=run.pk).update(
         name=MARKUP, notes=MARKUP, message=MARKUP, tags=f",{MARKUP},", state="failed"
     )
@@ -175,14 +173,14 @@ def test_22_markup_in_tags_notes_teams_and_models_is_text_everywhere(
         "/account",
         "/models",
         "/runs/new",
-        "/strip",
+        "/status-bar",
     ):
         page = as_alice.get(path).content.decode()
         assert "<script>alert" not in page, path
         assert "<img src=x" not in page, path
 
 
-def test_23_a_log_line_of_any_length_and_colour_is_shown_plain(as_alice, run):
+def test_23_long_and_colored_log_lines_are_shown_as_plain_text(as_alice, run):
     (run.folder / "engine.log").write_text("\x1b[31mred\x1b[0m <b>x</b>\n" + "y" * 1_000_000)
     page = as_alice.get(f"/runs/{run.pk}/log").content.decode()
     assert len(page) < 100_000
@@ -200,11 +198,11 @@ def test_23_a_log_line_of_any_length_and_colour_is_shown_plain(as_alice, run):
         "?tag=" + "x" * 500,
     ],
 )
-def test_27_odd_pages_and_searches_are_answered(as_alice, run, query):
+def test_27_invalid_pages_and_searches_are_answered(as_alice, run, query):
     assert as_alice.get("/" + query).status_code == 200
 
 
-def test_27_a_grid_of_millions_is_refused_before_it_is_built(as_alice, base_model, data):
+def test_27_a_sweep_of_millions_of_runs_is_rejected_before_it_is_built(as_alice, base_model, data):
     settings = {
         name: list(range(1, 400))
         for name in ("rank", "alpha", "epochs", "gradient_accumulation_steps")
@@ -222,7 +220,7 @@ def test_27_a_grid_of_millions_is_refused_before_it_is_built(as_alice, base_mode
     )
 
 
-def test_27_a_row_of_thousands_of_turns_is_shown_in_part(as_alice, alice):
+def test_27_a_row_with_thousands_of_turns_is_truncated(as_alice, alice):
     from training.datasets.upload_job import create_dataset
 
     long = {

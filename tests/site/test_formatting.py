@@ -1,4 +1,4 @@
-"""Python and JavaScript say a number in the same words: both answer formatting_cases.json."""
+"""Python and JavaScript format numbers equally: both are tested with formatting_cases.json."""
 
 import json
 import shutil
@@ -14,7 +14,7 @@ CASES = json.loads((ROOT / "tests/site/formatting_cases.json").read_text())
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_numbers_are_formatted_as_the_shared_cases_say(name):
+def test_numbers_are_formatted_as_in_the_shared_cases(name):
     for values, text in CASES[name]:
         assert getattr(formatting, name)(*values) == text, values
 

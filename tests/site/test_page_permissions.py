@@ -1,7 +1,6 @@
-"""Who may go where: every page of the site against everybody in the cast, so that a new one without
-an entry fails.
+"""The permissions of every page for every kind of user. A new page without an entry fails.
 
-The API's operations are in test_matrix.py.
+The operations of the API are in test_api_permissions.py.
 """
 
 import pytest
@@ -12,7 +11,7 @@ from training.runs.queue import admission
 
 pytestmark = [pytest.mark.django_db, pytest.mark.usefixtures("no_program")]
 PUBLIC = {"sign-in", "sign-out", "health"}
-# Addresses of things that the owner, the team and admins may see.
+# Pages that the owner, the team and admins may see.
 OWNED = {
     "run",
     "run-header",
@@ -40,7 +39,7 @@ OWNED = {
     "benchmark",
     "benchmark-export",
 }
-# What changes a thing: the owner, leads of its team and admins.
+# Pages that change something: for the owner, leads of the team and admins.
 CHANGING = {
     "run-stop",
     "run-continue",
@@ -70,7 +69,7 @@ CHANGING = {
     "deployment-delete",
     "benchmark-generate",
 }
-# Everybody who is signed in; what is in them is each person's own.
+# Pages for every signed-in user; the content depends on the user.
 SHARED = {
     "runs",
     "run-new",
@@ -112,11 +111,11 @@ SHARED = {
     "webhook-new",
     "webhook-remove",
     "guide-dismiss",
-    "strip",
+    "status-bar",
     "gpus",
     "gpu-timeline",
 }
-# Admins, and leads as far as it concerns their teams.
+# Pages for admins, and for leads about their teams.
 LEADING = {"quotas", "quota", "quota-report", "audit", "audit-file"}
 ADMINS = {"admin-login", "quota-pool", "quota-person", "gpu-return"}
 
@@ -137,25 +136,25 @@ def page_url(name, things):
     return reverse(name, kwargs=kwargs)
 
 
-def test_every_page_has_its_place_in_the_table():
+def test_every_page_is_in_the_table():
     assert set(list_pages()) == PUBLIC | OWNED | CHANGING | SHARED | LEADING | ADMINS
 
 
 @pytest.mark.parametrize("name", sorted(OWNED | CHANGING | SHARED | LEADING | ADMINS))
-def test_strangers_are_sent_to_sign_in(client, things, name):
+def test_anonymous_users_are_redirected_to_sign_in(client, things, name):
     for send in (client.get, client.post):
         answer = send(page_url(name, things))
         assert answer.status_code == 302
         assert answer["Location"].startswith("/sign-in?next=/")
 
 
-def test_strangers_in_a_part_of_a_page_are_sent_to_sign_in_as_a_whole(client):
-    for path in ("/strip", "/admin/", "/account?tab=tokens"):
+def test_fragments_redirect_the_whole_page_to_sign_in(client):
+    for path in ("/status-bar", "/admin/", "/account?tab=tokens"):
         answer = client.get(path, HTTP_HX_REQUEST="true")
         assert (answer.status_code, answer["HX-Redirect"]) == (401, "/sign-in")
 
 
-def test_there_is_one_sign_in_page_and_it_leads_back(client):
+def test_the_admin_site_uses_the_same_sign_in_page_which_leads_back(client):
     for path in ("/admin/", "/admin/login/", "/admin/people/user/", "/admin/nothing"):
         answer = client.get(path)
         assert (answer.status_code, answer["Location"]) == (302, f"/sign-in?next={path}")
@@ -164,7 +163,7 @@ def test_there_is_one_sign_in_page_and_it_leads_back(client):
     assert client.get("/account?x=1")["Location"] == "/sign-in?next=/account%3Fx%3D1"
 
 
-def test_what_is_open_answers_strangers_and_the_api_says_401_by_itself(client, db):
+def test_public_pages_are_open_and_the_api_answers_401(client, db):
     assert client.get("/health").content == b"ok"
     assert client.get("/sign-in").status_code == 200
     assert client.post("/sign-out")["Location"] == "/sign-in"
@@ -186,7 +185,7 @@ def request_page(client, name, things):
 
 
 @pytest.mark.parametrize("name", sorted(OWNED))
-def test_things_are_seen_by_their_owner_the_team_and_admins(client, people, things, name):
+def test_pages_are_visible_to_the_owner_the_team_and_admins(client, people, things, name):
     for who, can_see in (
         ("alice", True),
         ("bob", True),
@@ -200,7 +199,7 @@ def test_things_are_seen_by_their_owner_the_team_and_admins(client, people, thin
 
 
 @pytest.mark.parametrize("name", sorted(CHANGING))
-def test_things_are_changed_by_their_owner_leads_and_admins(client, people, things, name):
+def test_changes_are_for_the_owner_leads_and_admins(client, people, things, name):
     for who, expected_status in (
         ("mallory", 404),
         ("vera", 403),
@@ -213,7 +212,7 @@ def test_things_are_changed_by_their_owner_leads_and_admins(client, people, thin
         code = request_page(client, name, things).status_code
         assert code == expected_status if expected_status else code not in (403, 500), who
         if expected_status is None:
-            break  # it may be gone now
+            break  # the change may have deleted it
 
 
 @pytest.mark.parametrize("name", sorted(LEADING | ADMINS))
@@ -233,7 +232,7 @@ def test_quotas_and_the_audit_log_are_for_admins_and_leads(client, people, thing
         assert code in ((200, 302) if is_allowed else (403,)), (who, code)
 
 
-def test_leads_see_of_quotas_and_audit_only_what_concerns_their_teams(client, people, things):
+def test_leads_see_only_quotas_and_audit_entries_of_their_teams(client, people, things):
     from training.gpus import audit
     from training.people.models import Team
 
@@ -286,7 +285,7 @@ def test_the_admin_site_is_for_admins(client, people):
         "adapters/adapterversion",
     ],
 )
-def test_the_admin_site_shows_everything_and_no_secret(client, people, things, path):
+def test_the_admin_site_shows_no_secrets(client, people, things, path):
     token, secret = create_token(people["alice"], "x")
     client.force_login(people["admin"])
     page = client.get(f"/admin/{path}/")
@@ -296,7 +295,7 @@ def test_the_admin_site_shows_everything_and_no_secret(client, people, things, p
 
 
 @pytest.mark.parametrize("name", ["runs", "datasets", "adapters"])
-def test_lists_show_only_what_one_may_see(client, people, things, name):
+def test_lists_show_only_visible_objects(client, people, things, name):
     visible = {}
     for who in ("alice", "mallory"):
         client.force_login(people[who])
@@ -304,14 +303,14 @@ def test_lists_show_only_what_one_may_see(client, people, things, name):
     assert visible == {"alice": True, "mallory": False}
 
 
-def test_the_strip_names_a_run_only_to_those_who_may_see_it(client, people, run):
+def test_the_status_bar_names_a_run_only_to_users_who_may_see_it(client, people, run):
     admission.admit_runs()
     for who, can_see in (("bob", True), ("mallory", False)):
         client.force_login(people[who])
-        assert ("Lights, tiny" in client.get("/strip").content.decode()) is can_see
+        assert ("Lights, tiny" in client.get("/status-bar").content.decode()) is can_see
 
 
-def test_a_part_of_a_page_asks_nothing_about_the_frame_around_it(as_alice, run):
+def test_fragments_do_not_load_the_layout(as_alice, run):
     part = as_alice.get("/", HTTP_HX_REQUEST="true")
     assert "bars" not in part.context
     for page in (
@@ -321,16 +320,16 @@ def test_a_part_of_a_page_asks_nothing_about_the_frame_around_it(as_alice, run):
         assert "bars" in page.context and "Main" in page.content.decode()
 
 
-def test_whoever_must_change_their_password_gets_the_form_and_parts_of_pages_stay_as_they_are(
+def test_a_one_time_password_leads_to_the_password_form_and_fragments_stay_unchanged(
     as_alice, alice
 ):
     type(alice).objects.filter(pk=alice.pk).update(must_change_password=True)
     assert as_alice.get("/").url == reverse("password")
     assert "Old password" in as_alice.get(reverse("password")).content.decode()
-    assert as_alice.get("/strip", HTTP_HX_REQUEST="true").status_code == 204
+    assert as_alice.get("/status-bar", HTTP_HX_REQUEST="true").status_code == 204
 
 
-def test_a_token_of_a_one_time_password_opens_nothing(client, alice):
+def test_tokens_of_users_with_a_one_time_password_are_rejected(client, alice):
     _, secret = create_token(alice, "x")
     alice.must_change_password = True
     alice.save()
@@ -347,5 +346,5 @@ def test_a_token_of_a_one_time_password_opens_nothing(client, alice):
         "/static/../manage.py",
     ],
 )
-def test_no_address_leads_out(as_alice, path):
+def test_path_traversal_is_not_found(as_alice, path):
     assert as_alice.get(path).status_code == 404

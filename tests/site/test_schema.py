@@ -1,5 +1,5 @@
-"""Whatever the API is asked, it answers as its own description says: schemathesis asks, and nothing
-may be a 5xx.
+"""Fuzz test of the API with schemathesis: every response matches the OpenAPI schema, and none is a
+5xx.
 """
 
 import pytest
@@ -40,8 +40,8 @@ schema = schemathesis.openapi.from_wsgi("/api/v1/openapi.json", get_wsgi_applica
 
 @pytest.fixture(autouse=True)
 def no_other_services(monkeypatch, no_queue, no_program, tiny_model):
-    """Files are looked at, names resolved and steps simulated by others; here only the API answers.
-    Each simulation takes 6 s, so one answer serves every model that is made up.
+    """Disables file detection, name resolution and simulation. A simulation takes 6 s, so one
+    result serves all generated models.
     """
     lora = RunConfig.from_dict({"method": "lora"}).to_dict()
     answer = simulations.simulate_request(
@@ -60,7 +60,7 @@ def no_other_services(monkeypatch, no_queue, no_program, tiny_model):
 
 @pytest.fixture(autouse=True)
 def keep_connection_open():
-    """The end of a request closes the database connection; here it is the test's own."""
+    """Django closes the database connection at the end of a request, but the test needs it."""
     signals = (request_started, request_finished)
     for signal in signals:
         signal.disconnect(close_old_connections)
@@ -76,11 +76,9 @@ def secret(people):
 
 @schema.parametrize()
 @FUZZ_SETTINGS
-def test_every_answer_is_in_the_description(case, things, secret):
-    for (
-        name,
-        value,
-    ) in things.items():  # half of the time the things that are there, else what was made up
+def test_every_response_matches_the_schema(case, things, secret):
+    # Half of the generated ids are replaced by those of existing objects
+    for name, value in things.items():
         if name in case.path_parameters and hash(str(case.path_parameters[name])) % 2:
             case.path_parameters[name] = value
     case.call_and_validate(

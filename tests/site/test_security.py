@@ -1,4 +1,4 @@
-"""Lines of the attack checklist that belong to no single room."""
+"""Items of the attack checklist that concern the whole site."""
 
 import json
 import os
@@ -18,7 +18,7 @@ from training.child_process import child_environment
 from training.runs.worker.engine_process import EngineProcess
 
 
-def test_the_engine_sees_no_secret(tmp_path, monkeypatch):
+def test_the_engine_gets_no_secrets_in_its_environment(tmp_path, monkeypatch):
     for name in (
         "SECRET_KEY",
         "DATABASE_URL",
@@ -44,7 +44,7 @@ def test_the_engine_sees_no_secret(tmp_path, monkeypatch):
     assert child_environment("HF_TOKEN")["HF_TOKEN"] == "very-secret"
 
 
-def test_a_name_never_becomes_part_of_a_command(tmp_path, monkeypatch):
+def test_a_folder_name_is_never_run_as_a_command(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     folder = tmp_path / "$(touch x); touch y"
     folder.mkdir()
@@ -63,7 +63,7 @@ class Canary:
         return os.mkdir, (self.path,)
 
 
-def test_a_forged_message_in_the_queue_is_not_unpickled(tmp_path):
+def test_a_forged_queue_message_is_not_unpickled(tmp_path):
     options = django_settings.HUEY_OPTIONS
     huey = SqliteHuey("snapml", filename=str(tmp_path / "queue"), **options)
     canary = tmp_path / "canary"
@@ -78,8 +78,10 @@ def test_a_forged_message_in_the_queue_is_not_unpickled(tmp_path):
 
 
 @pytest.mark.django_db
-@pytest.mark.parametrize("path", ["/sign-in", "/", "/models", "/nothing", "/api/v1/runs", "/strip"])
-def test_every_answer_has_the_headers_that_keep_others_out(as_alice, path):
+@pytest.mark.parametrize(
+    "path", ["/sign-in", "/", "/models", "/nothing", "/api/v1/runs", "/status-bar"]
+)
+def test_every_response_has_the_security_headers(as_alice, path):
     answer = as_alice.get(path)
     policy = answer["Content-Security-Policy"]
     assert "default-src 'none'" in policy
@@ -91,19 +93,19 @@ def test_every_answer_has_the_headers_that_keep_others_out(as_alice, path):
     assert answer["X-Content-Type-Options"] == "nosniff"
 
 
-def test_the_pins_that_close_known_holes_are_checked(monkeypatch):
+def test_versions_with_known_vulnerabilities_fail_the_system_check(monkeypatch):
     assert checks.check_versions() == []
     monkeypatch.setattr(checks, "version", lambda _name: "0.1")
     assert {error.id for error in checks.check_versions()} == {"snapml.E001"}
     assert len(checks.check_versions()) == len(checks.MIN_VERSIONS)
 
 
-def test_redis_without_postgres_is_warned_of(settings):
+def test_redis_without_postgres_raises_a_warning(settings):
     settings.REDIS_URL, settings.DATABASE_URL = "redis://x", ""
     assert [warning.id for warning in checks.check_single_host()] == ["snapml.W001"]
 
 
-def test_debug_is_off_and_what_is_stored_is_for_its_owner_only(tmp_path):
+def test_debug_is_off_and_files_are_readable_by_their_owner_only(tmp_path):
     assert django_settings.DEBUG is False
     assert django_settings.HUEY.immediate is False
     home = tmp_path / "home"
@@ -120,7 +122,7 @@ def test_debug_is_off_and_what_is_stored_is_for_its_owner_only(tmp_path):
 
 
 @pytest.mark.django_db
-def test_no_page_asks_the_database_once_a_row(
+def test_list_pages_need_a_constant_number_of_queries(
     as_alice, run, monkeypatch, django_assert_max_num_queries
 ):
     from adapters.serving.services import Routing, create_deployment
@@ -157,5 +159,5 @@ def test_no_page_asks_the_database_once_a_row(
             assert as_alice.get(path).status_code == 200
 
 
-def test_the_tests_never_touch_a_real_instance():
+def test_the_tests_use_their_own_home():
     assert Path(django_settings.HOME).name.startswith("snapml-test-")

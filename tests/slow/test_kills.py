@@ -1,6 +1,6 @@
-"""kill -9 of engine, worker, web server, and all three, a worker that stands still for 60 s,
-doorbells lost and rung twice, at random moments: the run goes on by itself, and its losses are the
-same to the bit as without; no event is lost or stored twice.
+"""Kills the engine, the worker, the web server or all of them (kill -9), freezes a worker for 60 s,
+and loses and duplicates queue messages, at random moments. Every run recovers on its own with
+bit-identical losses, and no event is lost or stored twice.
 """
 
 import json
@@ -31,9 +31,10 @@ SETTINGS = {
     "dropout": 0.1,
 }
 ENDED = ("finished", "failed", "stopped", "cancelled")
-# Twice a lease, three times a leash: the engine has left and another worker has taken over
+# Twice a lease and three times the heartbeat timeout: the engine has exited and another worker has
+# claimed the run
 FROZEN_SECONDS = 60
-ROUND = ["freeze", "lose", "lose", "double", "double"]  # of twenty; the others are kills
+ROUND = ["freeze", "lose", "lose", "double", "double"]  # of 20 disturbances; the others are kills
 KILLS = ["engine", "worker", "web", "all"]
 
 QUEUE_FAULTS = {
@@ -62,23 +63,20 @@ print(json.dumps(dict(Run.objects.filter(state__in=ACTIVE).values_list("pk", "le
 
 
 class Freezer:
-    """Stops the worker for a while, with a second one beside it; then lets it go on, and kills the
-    second one.
+    """Suspends the worker for a while with SIGSTOP, with a second worker running. Then resumes it
+    and kills the second one. Runs in a thread of its own, which `thaw` joins.
     """
 
-    def __init__(self, stage):
-        self.stage, self.thread, self.thawed = stage, None, threading.Event()
-        self.freeze_count, self.takeover_count, self.unclaimed_runs = (
-            0,
-            0,
-            [],
-        )  # runs of a worker that stood still
+    def __init__(self, site):
+        self.site, self.thread, self.thawed = site, None, threading.Event()
+        self.freeze_count, self.takeover_count = 0, 0
+        self.unclaimed_runs = []  # runs that no other worker claimed during a freeze
 
     def freeze(self):
         self.thaw()
-        self.stage.wait_for(lambda: self.stage.find_pid("worker"))
+        self.site.wait_for(lambda: self.site.find_pid("worker"))
         self.thread = threading.Thread(
-            target=self.suspend_worker, args=(self.stage.find_pid("worker"),), daemon=True
+            target=self.suspend_worker, args=(self.site.find_pid("worker"),), daemon=True
         )
         self.thread.start()
 
@@ -86,7 +84,7 @@ class Freezer:
         command = [sys.executable, "manage.py", "worker"]
         os.kill(pid, signal.SIGSTOP)
         with subprocess.Popen(
-            command, cwd=ROOT, env=self.stage.env, stdout=self.stage.log, stderr=self.stage.log
+            command, cwd=ROOT, env=self.site.env, stdout=self.site.log, stderr=self.site.log
         ) as second:
             try:
                 before = self.list_watched_runs(pid)
@@ -98,16 +96,18 @@ class Freezer:
             finally:
                 with suppress(ProcessLookupError):  # `worker` may have been killed meanwhile
                     os.kill(pid, signal.SIGCONT)
-                time.sleep(5)  # both watch for a moment: the one must find out that it may not
+                time.sleep(
+                    5
+                )  # both run for a moment: the resumed worker must notice that it lost its leases
                 second.kill()
 
     def list_watched_runs(self, pid):
         """The runs whose lease this worker holds."""
-        owners = json.loads(self.stage.run_python(LEASE_OWNERS_CODE))
+        owners = json.loads(self.site.run_python(LEASE_OWNERS_CODE))
         return {run for run, owner in owners.items() if str(pid) in owner.split(":")}
 
     def thaw(self):
-        """Wait until nobody stands still."""
+        """Wait until no worker is suspended."""
         if self.thread:
             self.thread.join()
 
@@ -119,19 +119,19 @@ class Freezer:
         self.thaw()
 
 
-def apply_disturbance(stage, freezer, disturbance, run_id):
+def apply_disturbance(site, freezer, disturbance, run_id):
     if disturbance == "freeze":
         freezer.freeze()
     elif disturbance in QUEUE_FAULTS:
-        freezer.thaw()  # it may stand still with the queue's lock in its hands
-        stage.run_python(QUEUE_FAULTS[disturbance], run_id)
+        freezer.thaw()  # a suspended worker may hold the queue's lock
+        site.run_python(QUEUE_FAULTS[disturbance], run_id)
     else:
         names = ["engine", "worker", "web"] if disturbance == "all" else [disturbance]
-        stage.kill_processes(*[f"engine:{run_id}" if name == "engine" else name for name in names])
+        site.kill_processes(*[f"engine:{run_id}" if name == "engine" else name for name in names])
 
 
 def draw_disturbances(draw, times):
-    """What is done to the site, in a random order."""
+    """Disturbances of the site, in random order."""
     disturbances = ROUND * (times // 20)
     disturbances += [draw.choice(KILLS) for _ in range(times - len(disturbances))]
     draw.shuffle(disturbances)
@@ -139,9 +139,9 @@ def draw_disturbances(draw, times):
 
 
 def train_undisturbed(folder, model):
-    """Losses and adapter of the same run without a kill, from the shell."""
+    """Losses and adapter digest of the same run without disturbances, trained from the shell."""
     run = tiny.make_run(folder, model, **SETTINGS)
-    for name in ("train", "eval"):  # the rows that the site would train on
+    for name in ("train", "eval"):  # the same rows as on the site
         (run / f"{name}.jsonl").write_bytes(
             next((folder.parent / "home" / "data").glob(f"*/{name}.jsonl")).read_bytes()
         )
@@ -156,17 +156,17 @@ def train_undisturbed(folder, model):
     return losses, sha256_file(run / "adapter" / "adapter_model.safetensors")
 
 
-def get_state(stage, run_id):
+def get_state(site, run_id):
     try:
-        return stage.call_api("GET", f"/runs/{run_id}")["state"]
+        return site.call_api("GET", f"/runs/{run_id}")["state"]
     except (httpx.HTTPError, ValueError):
-        return None  # the web server was killed; it is started again
+        return None  # the web server was killed and is restarting
 
 
-def launch_run(stage):
+def launch_run(site):
     while True:
         try:
-            return stage.call_api(
+            return site.call_api(
                 "POST",
                 "/runs",
                 {"model": 1, "data": 1, "settings": SETTINGS, "accept_warnings": True},
@@ -176,8 +176,8 @@ def launch_run(stage):
 
 
 def check_survival(tmp_path, model, times):
-    """Disturb it so many times, over as many runs as that takes; every run must end as if nothing
-    had been.
+    """Disturb the site `times` times, over as many runs as needed. Every run must end like an
+    undisturbed one.
     """
     seed = int(os.environ.get("SNAPML_CHAOS_SEED", random.randrange(10**6)))
     draw = random.Random(seed)
@@ -186,38 +186,42 @@ def check_survival(tmp_path, model, times):
     home.mkdir()
     pending, attempts, runs, started_at = draw_disturbances(draw, times), 0, 0, time.monotonic()
     counts = Counter()
-    with RunningSite(home, model, SNAPML_MAX_CRASHES="1000") as stage, Freezer(stage) as freezer:
+    with RunningSite(home, model, SNAPML_MAX_CRASHES="1000") as site, Freezer(site) as freezer:
         losses, weights = train_undisturbed(tmp_path / "undisturbed", model)
         while pending:
-            run_id = launch_run(stage)
+            run_id = launch_run(site)
             runs += 1
-            while (now := get_state(stage, run_id)) is None or now["state"] not in ENDED:
+            while (now := get_state(site, run_id)) is None or now["state"] not in ENDED:
                 time.sleep(draw.uniform(0.2, 8.0) if pending else 0.5)
-                now = get_state(stage, run_id)
+                now = get_state(site, run_id)
                 if pending and now is not None and now["state"] not in ENDED:
                     disturbance = pending.pop()
-                    apply_disturbance(stage, freezer, disturbance, run_id)
+                    apply_disturbance(site, freezer, disturbance, run_id)
                     counts[disturbance] += 1
             freezer.thaw()
-            stage.wait_for(lambda run_id=run_id: get_state(stage, run_id) is not None)
-            now = get_state(stage, run_id)
-            assert now["state"] == "finished", now  # also for a worker that stood still meanwhile
-            recorded = stage.read_run(run_id)
+            site.wait_for(lambda run_id=run_id: get_state(site, run_id) is not None)
+            now = get_state(site, run_id)
+            assert now["state"] == "finished", (
+                now
+            )  # get_state is None while the web server restarts
+            recorded = site.read_run(run_id)
             attempts += recorded["attempts"]
             assert recorded["seqs"] == list(range(1, recorded["last_seq"] + 1))
             assert recorded["losses"] == losses
             assert recorded["points"] == SETTINGS["max_steps"]
             assert recorded["sha256"] == weights
-            assert all(one[1] is not None for one in recorded["held"])  # every device is given back
-            # And none was held twice
-            assert all(one[1] <= other[0] for one, other in pairwise(recorded["held"])), recorded[
-                "held"
-            ]
+            assert all(
+                one[1] is not None for one in recorded["allocations"]
+            )  # every device is released
+            # Allocations do not overlap
+            assert all(one[1] <= other[0] for one, other in pairwise(recorded["allocations"])), (
+                recorded["allocations"]
+            )
     assert freezer.freeze_count == counts["freeze"]
-    assert not freezer.unclaimed_runs, "another worker takes over what a frozen one watched"
+    assert not freezer.unclaimed_runs, "another worker claims the runs of a frozen one"
     print(
-        f"{dict(counts)}, {freezer.takeover_count} taken over, {runs} runs, {attempts} attempts, "
-        f"{time.monotonic() - started_at:.0f} s: every loss the same to the bit"
+        f"{dict(counts)}, {freezer.takeover_count} takeovers, {runs} runs, {attempts} attempts, "
+        f"{time.monotonic() - started_at:.0f} s: all losses bit-identical"
     )
 
 

@@ -1,4 +1,4 @@
-"""A newcomer: a clone in an empty folder, `make run`, and the main job with the real model in the
+"""A newcomer's path: clone into an empty folder, `make run`, and fine-tune the real model in the
 browser.
 """
 
@@ -16,14 +16,14 @@ from playwright.sync_api import expect
 from tests.browser.chromium import find_chromium, launch_browser
 from tests.running_site import ROOT, find_free_port
 
-# A folder for the README's pictures
+# Folder for the screenshots of the README
 SCREENSHOT_FOLDER = Path(os.environ["SNAPML_SHOTS"]) if "SNAPML_SHOTS" in os.environ else None
 NEW_PASSWORD = "tulip-river-42"
 
 
 @pytest.fixture
 def clone(tmp_path):
-    """A clone of the working tree's last commit, with nothing around it."""
+    """A clone of the last commit, in an empty folder."""
     folder = tmp_path / "snapml"
     subprocess.run(["git", "clone", "--quiet", str(ROOT), str(folder)], check=True)
     return folder
@@ -31,7 +31,7 @@ def clone(tmp_path):
 
 @pytest.fixture
 def running(clone):
-    """`make run` in it; its address and one-time password."""
+    """`make run` in the clone; yields its URL and the one-time password."""
     port, log = find_free_port(), clone / "run.log"
     bare = {
         k: v
@@ -67,8 +67,10 @@ def take_screenshot(page, name):
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(find_chromium() is None, reason="NO CHROMIUM FOUND: the main job is not walked")
-def test_from_an_empty_folder_to_an_adapter_that_answers_in_the_trained_form(running):
+@pytest.mark.skipif(
+    find_chromium() is None, reason="NO CHROMIUM FOUND: the newcomer test did not run"
+)
+def test_an_empty_folder_becomes_an_adapter_that_answers_in_the_trained_format(running):
     address, password = running
     with launch_browser() as chromium:
         page = chromium.new_page(viewport={"width": 1440, "height": 900})

@@ -116,6 +116,7 @@ def page_context(upload: Upload) -> dict[str, Any]:
         "upload": upload,
         "is_busy": upload.state in uploads.BUSY_STATES,
         "versions": upload.versions.all(),
+        "new_upload_url": f"{reverse('dataset-new')}?dataset={upload.dataset_id or ''}",
     }
     if upload.state in (UploadState.DRAFT, UploadState.FAILED) and upload.mapping:
         values |= mapping_context(upload, ColumnMapping(**upload.mapping))
@@ -186,7 +187,7 @@ def map_columns(request: AuthenticatedRequest, upload_id: int) -> HttpResponse:
         mapping = ColumnMapping(
             values["row_format"], {k: v for k, v in values["columns"].items() if v}, values["split"]
         )
-        context = {"upload": upload, **mapping_context(upload, mapping), "error": error}
+        context = page_context(upload) | mapping_context(upload, mapping) | {"error": error}
         return render(request, "datasets/_upload.html", context)
     return render(request, "datasets/_upload.html", page_context(upload))
 

@@ -1,5 +1,5 @@
-"""`manage.py demo`: people, teams, data, finished runs and a live one. Nothing is made up: the runs
-are trained here.
+"""`manage.py demo`: fills an instance with users, teams, data, finished runs and a live one. The
+runs are really trained.
 """
 
 from __future__ import annotations
@@ -40,15 +40,15 @@ FINISHED_RUNS: tuple[tuple[str, str, str, dict[str, Any]], ...] = (
 
 class Command(BaseCommand):
     help = (
-        "Fill a fresh instance, about five minutes on two cores; a running worker takes the "
-        "live run."
+        "Fill a new instance with demo data. Takes about five minutes on two cores. A running "
+        "worker trains the live run."
     )
 
     def handle(self, *args: Any, **options: Any) -> None:
         call_command("migrate", verbosity=0)
         if User.objects.filter(username__in=PEOPLE).exists():
             raise CommandError(
-                "The demo is there already. For a fresh one, start with another SNAPML_HOME."
+                "The demo data exists already. Set another SNAPML_HOME for a new instance."
             )
         model = self.import_model()
         people = self.create_people()
@@ -64,13 +64,13 @@ class Command(BaseCommand):
             "Intents, two epochs",
             {"epochs": 2, "max_length": 256},
         )
-        self.stdout.write(f"{live.name} is waiting for a worker: `make run` shows it live.")
+        self.stdout.write(f"{live.name} is queued. `make run` starts a worker.")
 
     def import_model(self) -> BaseModel:
         model = add_builtin_model()
         if model is None:
             raise CommandError(
-                "The built-in model's package is not installed; `make run` installs it."
+                "The package of the built-in model is not installed. `make run` installs it."
             )
         self.stdout.write("Importing the built-in model…")
         while model.state != ModelState.READY:
@@ -86,11 +86,11 @@ class Command(BaseCommand):
         people = {name: User.objects.create_user(name, password=password) for name in PEOPLE}
         for name, team in PEOPLE.items():
             add_member(people[name], Team.objects.get_or_create(name=team)[0])
-        self.stdout.write(f"{', '.join(PEOPLE)} have the password {password}")
+        self.stdout.write(f"Password of {', '.join(PEOPLE)}: {password}")
         return people
 
     def train_run(self, run: Run) -> None:
-        """Here, or by a worker that was faster."""
+        """Train the run in this process, unless a worker has started it."""
         while run.state in UNFINISHED:
             supervise_run(run.pk)
             time.sleep(0.5)

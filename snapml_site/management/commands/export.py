@@ -1,4 +1,4 @@
-"""`manage.py export RUN --to tensorboard|mlflow|wandb TARGET`: a run's numbers for another
+"""`manage.py export RUN --to tensorboard|mlflow|wandb TARGET`: exports a run's metrics to another
 tracker.
 """
 
@@ -14,13 +14,13 @@ from training.runs.models import Run
 
 class Command(BaseCommand):
     help = (
-        "Export a run's metrics to TensorBoard (a folder), MLflow (a tracking address) or "
+        "Export a run's metrics to TensorBoard (a folder), MLflow (a tracking URI) or "
         "Weights & Biases (a project)."
     )
 
     def add_arguments(self, parser: ArgumentParser) -> None:
-        parser.add_argument("run", type=int, help="the run's number, as in its address")
-        parser.add_argument("target", help="folder, tracking address, or project")
+        parser.add_argument("run", type=int, help="the run's number, as in its URL")
+        parser.add_argument("target", help="folder, tracking URI, or project")
         parser.add_argument("--to", required=True, choices=sorted(EXPORTS))
 
     def handle(self, *args: Any, **options: Any) -> None:
@@ -30,9 +30,9 @@ class Command(BaseCommand):
             .first()
         )
         if run is None:
-            raise CommandError(f"There is no run {options['run']}.")
+            raise CommandError(f"Run {options['run']} not found.")
         try:
             destination = EXPORTS[options["to"]](run, options["target"])
         except UserError as error:
             raise CommandError(error.message) from error
-        self.stdout.write(f"{run.name} is in {destination}.")
+        self.stdout.write(f"{run.name} was exported to {destination}.")

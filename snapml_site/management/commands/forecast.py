@@ -1,5 +1,5 @@
-"""`manage.py forecast CONFIG.json`: what each technique would take of memory, for any model,
-without its weights.
+"""`manage.py forecast CONFIG.json`: the memory that each PEFT method needs for any model, without
+its weights.
 """
 
 import json
@@ -17,7 +17,7 @@ from training.runs.forecast.memory import CONTEXT_BYTES
 
 MEMORY_KINDS = ("weights", "gradients", "optimizer", "activations", "logits", "temporary")
 TABLE_HEADER = (
-    "technique",
+    "method",
     "trained",
     "precision",
     "states",
@@ -30,13 +30,13 @@ TABLE_HEADER = (
 
 
 class Command(BaseCommand):
-    help = "Print the memory that training a model would take, from its config.json."
+    help = "Print the memory that training a model needs, computed from its config.json."
 
     def add_arguments(self, parser: ArgumentParser) -> None:
-        parser.add_argument("config", type=Path, help="a config.json, or the folder of one")
+        parser.add_argument("config", type=Path, help="a config.json, or its folder")
         parser.add_argument("--method", choices=[*METHODS, "all"], default="all")
         parser.add_argument("--rows", type=int, default=1)
-        parser.add_argument("--length", type=int, default=2048, help="tokens a row")
+        parser.add_argument("--length", type=int, default=2048, help="tokens per row")
         parser.add_argument("--device", choices=sorted(CONTEXT_BYTES), default="cuda")
         parser.add_argument(
             "--set", action="append", default=[], metavar="NAME=VALUE", help="a setting of the run"
@@ -74,7 +74,7 @@ class Command(BaseCommand):
 
 
 def format_table(forecasts: dict[str, dict[str, Any]]) -> str:
-    """Markdown, GB."""
+    """The forecasts as a Markdown table, in GB."""
     lines = ["| " + " | ".join(TABLE_HEADER) + " |", "|---" * len(TABLE_HEADER) + "|"]
     for name, forecast in forecasts.items():
         sizes = [forecast["kinds"][kind] for kind in MEMORY_KINDS] + [

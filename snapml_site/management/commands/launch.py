@@ -1,4 +1,4 @@
-"""`manage.py launch FILE --user NAME`: start the run (or the sweep) that a YAML file describes."""
+"""`manage.py launch FILE --user NAME`: starts the run or sweep that a YAML file describes."""
 
 from argparse import ArgumentParser
 from pathlib import Path
@@ -17,30 +17,25 @@ from training.runs.models import Run, Sweep
 
 
 class Command(BaseCommand):
-    help = "Start the run that a YAML file describes; settings with several values start a sweep."
+    help = "Start the run that a YAML file describes. Settings with several values start a sweep."
 
     def add_arguments(self, parser: ArgumentParser) -> None:
         parser.add_argument("file", type=Path)
-        parser.add_argument("--user", required=True, help="whose run it is")
-        parser.add_argument(
-            "--accept-warnings", action="store_true", help="start although something is unwise"
-        )
+        parser.add_argument("--user", required=True, help="owner of the run")
+        parser.add_argument("--accept-warnings", action="store_true", help="start despite warnings")
         parser.add_argument(
             "--again",
             action="store_true",
-            help="let Auto plan again, or start the whole sweep again, as the file's `request` "
-            "says",
+            help="plan again with Auto, or start the whole sweep again, as in the file's `request`",
         )
         parser.add_argument(
-            "--forecast", action="store_true", help="tell what would be started, and start nothing"
+            "--forecast", action="store_true", help="print the forecast without starting anything"
         )
 
     def handle(self, *args: Any, **options: Any) -> None:
         user = User.objects.filter(username=options["user"], is_active=True).first()
         if user is None:
-            raise CommandError(
-                f"There is nobody called {options['user']}; `manage.py person` adds people."
-            )
+            raise CommandError(f"User {options['user']} not found. `manage.py person` adds users.")
         try:
             text = options["file"].read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
@@ -49,7 +44,7 @@ class Command(BaseCommand):
             self.start_request(user, text, options)
         except WarningsNotAccepted as error:
             raise CommandError(
-                "\n".join([*error.warnings, "To start anyway: --accept-warnings"])
+                "\n".join([*error.warnings, "To start anyway, add --accept-warnings"])
             ) from error
         except UserError as error:
             raise CommandError(f"{options['file']}: {error.message}") from error
@@ -64,11 +59,11 @@ class Command(BaseCommand):
         launched = launch_runs(request, accept_warnings=options["accept_warnings"])
         if isinstance(launched, Sweep):
             count = launched.runs.count()
-            self.stdout.write(f"Sweep {launched.pk}, {launched.name}: {count} runs are waiting.")
+            self.stdout.write(f"Sweep {launched.pk}, {launched.name}: {count} runs queued.")
             return
         if launched.auto_plan:
             self.show_choices(launched)
-        self.stdout.write(f"Run {launched.pk}, {launched.name}, is waiting for a worker.")
+        self.stdout.write(f"Run {launched.pk}, {launched.name}, is queued.")
 
     def show_choices(self, run: Run) -> None:
         for choice in run.auto_plan["choices"]:

@@ -1,5 +1,5 @@
-"""`manage.py person NAME`: a new user with a one-time password, printed once; `--team` puts them,
-or an old user, into a team.
+"""`manage.py person NAME`: adds a user with a one-time password, printed once. `--team` adds a new
+or existing user to a team.
 """
 
 import secrets
@@ -13,20 +13,20 @@ from training.people.teams import add_member
 
 
 class Command(BaseCommand):
-    help = "Add a person, or put one into a team."
+    help = "Add a user, or add an existing user to a team."
 
     def add_arguments(self, parser: ArgumentParser) -> None:
         parser.add_argument("name")
-        parser.add_argument("--team", default="", help="made if there is none of that name")
+        parser.add_argument("--team", default="", help="created if it does not exist")
         parser.add_argument(
-            "--admin", action="store_true", help="may add models and see everything"
+            "--admin", action="store_true", help="can add models and see everything"
         )
 
     def handle(self, *args: Any, **options: Any) -> None:
         name, team = options["name"], options["team"]
         user = User.objects.filter(username=name).first()
         if user is not None and not team:
-            raise CommandError(f"{name} is there already; --team TEAM puts them into a team.")
+            raise CommandError(f"User {name} exists already. --team TEAM adds them to a team.")
         if user is None:
             password = secrets.token_urlsafe(9)
             user = User(

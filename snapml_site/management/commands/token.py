@@ -1,4 +1,4 @@
-"""`manage.py token USER`: a new API token, printed once."""
+"""`manage.py token USER`: creates an API token and prints it once."""
 
 from argparse import ArgumentParser
 from typing import Any
@@ -10,11 +10,11 @@ from training.people.tokens import create_token
 
 
 class Command(BaseCommand):
-    help = "Make an API token for a user and print it."
+    help = "Create an API token for a user and print it."
 
     def add_arguments(self, parser: ArgumentParser) -> None:
         parser.add_argument("user")
-        parser.add_argument("--name", default="made in the shell")
+        parser.add_argument("--name", default="created in the shell")
 
     def handle(self, *args: Any, **options: Any) -> None:
         user = User.objects.filter(username=options["user"]).first()
@@ -22,7 +22,5 @@ class Command(BaseCommand):
             known = ", ".join(
                 User.objects.order_by("username").values_list("username", flat=True)[:20]
             )
-            raise CommandError(
-                f"There is no user {options['user']!r}; there are {known or 'none yet'}."
-            )
+            raise CommandError(f"User {options['user']!r} not found. Users: {known or 'none yet'}.")
         self.stdout.write(create_token(user, options["name"])[1])

@@ -1,5 +1,5 @@
-"""`manage.py up`: web, worker and inference under one parent. A child that dies is started again;
-Ctrl-C stops all in order.
+"""`manage.py up`: runs web, worker and inference under one parent, which restarts a child that
+dies. Ctrl-C stops all in order.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ START_TIMEOUT = 60.0
 
 
 class StopFlag:
-    """Set by a signal, at any moment. An Event has a lock: a second Ctrl-C while the first one sets
-    it would wait for itself.
+    """Set by a signal handler. A threading.Event would not do: it has a lock, so a second Ctrl-C
+    while the first one sets it would deadlock.
     """
 
     def __init__(self) -> None:
@@ -66,9 +66,8 @@ class Command(BaseCommand):
         call_command("migrate", verbosity=0)
         sign_in_message = first_admin_message()
         connections.close_all()
-        has_own_inference = (
-            not settings.INFERENCE_URL
-        )  # else another server answers there, vLLM for example
+        # With INFERENCE_URL, an external server is used, such as vLLM
+        has_own_inference = not settings.INFERENCE_URL
         if has_own_inference:
             os.environ |= {
                 "INFERENCE_URL": f"http://127.0.0.1:{find_free_port()}",
@@ -84,7 +83,7 @@ class Command(BaseCommand):
         processes = build_processes(host, port, has_own_inference=has_own_inference)
         web, *others = processes
         web.start()
-        # compared, not bound
+        # S104: 0.0.0.0 is compared, not bound
         address = f"http://{'localhost' if host == '0.0.0.0' else host}:{port}/"  # noqa: S104
         if wait_until_up(address + "health", stop_flag):
             self.stdout.write(f"SnapML is at {address}  {sign_in_message}")
@@ -92,7 +91,7 @@ class Command(BaseCommand):
         for child in others:
             child.start()
         supervise_processes(processes, stop_flag)
-        self.stdout.write("Stopping: a running training saves a checkpoint first…")
+        self.stdout.write("Stopping. Running jobs save a checkpoint first…")
         self.stdout.flush()
         for child in (*others, web):
             child.stop()
@@ -101,15 +100,15 @@ class Command(BaseCommand):
 
 
 def acquire_lock() -> Any:
-    """One `up` for one SNAPML_HOME; the kernel lets go of the lock when this process ends, however
-    it ends.
+    """Allow one `up` per SNAPML_HOME. The kernel releases the lock when this process ends in any
+    way.
     """
     lock = (Path(settings.HOME) / "up.lock").open("w")
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
         raise CommandError(
-            f"SnapML runs already on {settings.HOME}. Set SNAPML_HOME for a second one."
+            f"SnapML is already running on {settings.HOME}. Set SNAPML_HOME for a second instance."
         ) from error
     return lock
 
@@ -121,7 +120,7 @@ def check_port_free(host: str, port: int) -> None:
             probe.bind((host, port))
         except OSError as error:
             raise CommandError(
-                f"Port {port} on {host} cannot be used ({error.strerror}). Try: make run "
+                f"Port {port} on {host} is not available ({error.strerror}). Try: make run "
                 f"PORT={port + 1}"
             ) from error
 

@@ -1,4 +1,6 @@
-"""`manage.py worker`: watches runs and imports models until it is told to end."""
+"""`manage.py worker`: runs the worker, which supervises runs and works on jobs until it is
+stopped.
+"""
 
 from typing import Any
 
@@ -9,9 +11,7 @@ from training.runs.worker.main import run_worker
 
 
 class Command(BaseCommand):
-    help = (
-        "Watch runs and import models. `manage.py up` starts it; on a second host start it by hand."
-    )
+    help = "Supervise runs and work on jobs. `manage.py up` starts one; start more on other hosts."
 
     def handle(self, *args: Any, **options: Any) -> None:
         run_worker(settings.HUEY)

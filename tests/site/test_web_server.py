@@ -1,5 +1,5 @@
-"""The web server itself, over raw sockets: what is cut off before Django sees it, and what clients
-cannot make it believe.
+"""The web server over raw sockets: what it rejects before Django sees it, and headers that clients
+cannot forge.
 """
 
 import os
@@ -51,7 +51,7 @@ def port(tmp_path_factory):
 
 
 def send_request(port, head, body=b""):
-    """The first bytes of the answer, and how many bytes of the body the server took."""
+    """The first bytes of the response, and how many bytes of the body the server accepted."""
     with socket.create_connection(("127.0.0.1", port), 5) as connection:
         connection.sendall(head.replace(b"\n", b"\r\n") + b"\r\n\r\n")
         sent = 0
@@ -60,27 +60,27 @@ def send_request(port, head, body=b""):
                 connection.sendall(body[offset : offset + 65536])
                 sent = offset + 65536
         except OSError:
-            pass  # it hung up
+            pass  # the server closed the connection
         try:
             return connection.recv(4096), sent
         except ConnectionResetError:
             return b"", sent
 
 
-def test_it_works(port):
+def test_the_health_page_is_served(port):
     assert send_request(port, b"GET /health HTTP/1.1\nHost: localhost")[0].startswith(
         b"HTTP/1.1 200"
     )
 
 
-def test_a_body_that_says_it_is_too_long_is_refused_at_once(port):
+def test_a_body_with_a_too_large_content_length_is_rejected_at_once(port):
     answer, _ = send_request(
         port, b"POST /health HTTP/1.1\nHost: localhost\nContent-Length: 99999999999"
     )
     assert answer.startswith(b"HTTP/1.1 413")
 
 
-def test_a_body_without_a_length_is_cut_off_while_it_arrives(port):
+def test_a_chunked_body_is_aborted_at_the_limit(port):
     chunk = b"10000\r\n" + b"x" * 65536 + b"\r\n"
     answer, sent = send_request(
         port, b"POST /health HTTP/1.1\nHost: localhost\nTransfer-Encoding: chunked", chunk * 400
@@ -96,7 +96,7 @@ HEAD = b"POST %s HTTP/1.1\nHost: localhost\nContent-Type: text/plain\nContent-Le
 @pytest.mark.parametrize(
     "more", [b"", b"\nCookie: snapml_session=nobody", b"\nAuthorization: Bearer snapml_nobody"]
 )
-def test_a_stranger_sends_no_more_than_a_form(port, path, more):
+def test_anonymous_clients_cannot_send_large_bodies(port, path, more):
     assert send_request(port, HEAD % (path, 2 * MIB) + more)[0].startswith(b"HTTP/1.1 413")
 
 
@@ -104,13 +104,13 @@ def test_a_stranger_sends_no_more_than_a_form(port, path, more):
     "header",
     [b"Daphne-Root-Path: /evil", b"X-Forwarded-Host: evil.example", b"X-Script-Name: /evil"],
 )
-def test_no_header_moves_the_sites_addresses(port, header):
+def test_headers_cannot_change_urls(port, header):
     answer, _ = send_request(port, b"GET / HTTP/1.1\nHost: localhost\n" + header)
     assert b"Location: /sign-in?next=/" in answer
     assert b"evil" not in answer
 
 
-def test_another_host_name_is_refused(port):
+def test_an_unknown_host_name_is_rejected(port):
     assert send_request(port, b"GET /sign-in HTTP/1.1\nHost: evil.example")[0].startswith(
         b"HTTP/1.1 400"
     )
