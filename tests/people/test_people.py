@@ -127,5 +127,5 @@ def test_the_account_page_shows_a_new_token_once(as_alice):
 def test_the_token_command_prints_a_token_or_lists_the_users(alice, capsys):
     call_command("token", "alice")
     assert find_token(capsys.readouterr().out.strip()).user == alice
-    with pytest.raises(CommandError, match="there are alice"):
+    with pytest.raises(CommandError, match="Users: alice"):
         call_command("token", "nobody")

@@ -94,7 +94,7 @@ def test_the_command_starts_a_run_or_a_sweep(run, tmp_path, no_queue):
         call_command("launch", file, user="alice")
     out = io.StringIO()
     call_command("launch", file, user="alice", accept_warnings=True, stdout=out)
-    assert "is waiting for a worker" in out.getvalue()
+    assert "is queued" in out.getvalue()
     assert Run.objects.count() == 2
     file.write_text(
         "model: tiny-llama\ndata: Lights\nsettings: {rank: [2, 4], alpha: 4, max_length: 64, "
@@ -102,7 +102,7 @@ def test_the_command_starts_a_run_or_a_sweep(run, tmp_path, no_queue):
     )
     call_command("launch", file, user="alice", stdout=out)
     assert Sweep.objects.get().runs.count() == 2
-    with pytest.raises(CommandError, match="zoe"):
+    with pytest.raises(CommandError, match="User zoe not found"):
         call_command("launch", file, user="zoe")
 
 
