@@ -1,4 +1,4 @@
-"""docs/api.md does what it says: its two programs run as they are printed, against a real server."""
+"""The two programs of docs/api.md run as they are printed, against a real server."""
 
 import json
 import os
