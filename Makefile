@@ -1,4 +1,4 @@
-# `make` lists the targets. The README names `make run` and `make test`; the rest is for people who work on SnapML.
+# `make` lists the targets. The README names `make run` and `make test`; the others are for contributors.
 .DEFAULT_GOAL := help
 SHELL := /bin/bash
 PYTHON ?= python3
@@ -31,17 +31,17 @@ lint: $(VENV)/.installed-dev ## ruff, tests/style.py, mypy --strict and djLint
 	@$(BIN)/djlint templates --check --quiet
 	@$(BIN)/djlint templates --lint --quiet
 
-demo: $(VENV)/.installed ## Fill a fresh instance with people, teams, data, finished runs and a live one
+demo: $(VENV)/.installed ## Fill a fresh instance with users, teams, data, finished runs and a running one
 	@$(BIN)/python manage.py demo
 
-chaos: $(VENV)/.installed-dev ## Kill, freeze and mislead engine, worker and web 200 times; the losses must stay the same to the bit
+chaos: $(VENV)/.installed-dev ## Kill and freeze engine, worker and web 200 times; the losses must stay bit-identical
 	@$(BIN)/python -m pytest -m chaos -s
 
 bench: $(VENV)/.installed-dev ## Print the figures of every benchmark
 	@for script in benchmarks/[a-z]*.py; do echo "== $$script"; $(BIN)/python $$script --json; done
 
 # torch is pinned without its build tag ("+cpu"), so that one lock file serves CPU and CUDA machines.
-lock: $(VENV)/.installed-dev ## Make the lock files anew from pyproject.toml
+lock: $(VENV)/.installed-dev ## Regenerate the lock files from pyproject.toml
 	@$(COMPILE) --output-file=requirements/run.lock pyproject.toml
 	@sed -i 's/^\(torch==[0-9.]*\)+.*/\1/' requirements/run.lock
 	@$(COMPILE) --extra dev --constraint requirements/run.lock --output-file=requirements/dev.lock pyproject.toml

@@ -133,5 +133,5 @@ def test_a_version_is_merged_exported_downloaded_and_deleted(
 def test_a_method_without_merge_has_no_gguf_export(alice, run):
     version = register_version(run)
     version.method = "prompt"
-    with pytest.raises(Conflict, match="Prompt tuning has no whole model"):
+    with pytest.raises(Conflict, match="Prompt tuning has no full model"):
         gguf.export_gguf(alice, version, "f16")

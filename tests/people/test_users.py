@@ -45,7 +45,7 @@ def test_the_quota_of_an_unknown_user_is_a_404_on_page_and_api(client, people):
 
 def test_deleting_requires_the_name_to_be_typed():
     check_name_typed(" Lights ", "Lights")
-    with pytest.raises(UserError, match="Type the name Lights, to delete it") as error_info:
+    with pytest.raises(UserError, match="Type the name Lights to delete it") as error_info:
         check_name_typed("lights", "Lights")
     assert error_info.value.field == "name"
     with pytest.raises(UserError, match="to take it down"):

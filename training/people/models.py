@@ -22,7 +22,7 @@ class User(AbstractUser):
         """The team that the user's new items are shared with: the one they chose, if they are a
         member or lead of it.
 
-        Users choose it themselves, so that nobody can see a user's items by adding them to a team.
+        Users choose it themselves, so that adding a user to a team does not share their items.
         """
         teams = Team.objects.filter(
             memberships__user=self, memberships__role__in=(Role.MEMBER, Role.LEAD)

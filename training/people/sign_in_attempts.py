@@ -23,7 +23,7 @@ REDIS_PREFIX = "snapml:sign-in:"
 
 
 class CounterUnavailable(UserError):
-    """Redis does not respond. Nobody can sign in, because attempts could not be counted."""
+    """Redis does not respond. Sign-in is disabled, because attempts could not be counted."""
 
     status = 503
 
