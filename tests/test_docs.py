@@ -1,6 +1,7 @@
 """The documentation matches the code."""
 
 import re
+import subprocess
 from dataclasses import fields
 from pathlib import Path
 
@@ -70,3 +71,31 @@ def test_a_setting_that_trl_or_peft_has_too_has_their_name():
         assert column.startswith("same") == (name in known), name
         if name not in known:
             assert set(re.findall(r"`(\w+)`", column)) <= known, name
+
+
+def test_the_first_change_still_applies():
+    (diff,) = re.findall(r"```diff\n(.+?)```", (DOCS / "first-change.md").read_text(), re.DOTALL)
+    checked = subprocess.run(
+        ["git", "apply", "--check", "-"],
+        cwd=DOCS.parent,
+        input=diff,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert checked.returncode == 0, checked.stderr
+
+
+def test_links_between_documents_lead_to_files():
+    for path in [*DOCS.rglob("*.md"), *DOCS.parent.glob("*.md")]:
+        for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", path.read_text()):
+            assert (path.parent / target).exists(), (path.name, target)
+
+
+def test_files_that_documents_name_exist():
+    """`training/...py` in backticks; ARCHITECTURE.md shortens them by their package."""
+    for path in [*DOCS.glob("*.md"), *DOCS.parent.glob("*.md")]:
+        for name in re.findall(
+            r"`((?:training|adapters|snapml_site|tests|static)/[\w/.]+\.\w+)`", path.read_text()
+        ):
+            assert (DOCS.parent / name).exists(), (path.name, name)
