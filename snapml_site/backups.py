@@ -21,7 +21,7 @@ from django.apps import apps
 from django.conf import settings
 from django.core.management import call_command
 from django.core.management.color import no_style
-from django.db import connection, connections, models, transaction
+from django.db import DatabaseError, connection, connections, models, transaction
 from django.db.migrations.recorder import MigrationRecorder
 
 from training.errors import UserError
@@ -62,7 +62,7 @@ def write_backup(folder: Path) -> None:
     manifest = {
         "created": datetime.now(UTC).isoformat(),
         "home": str(home),
-        "migrations": applied_migrations(),
+        "migrations": get_applied_migrations(),
     }
     (folder / MANIFEST).write_text(json.dumps(manifest, indent=1))
 
@@ -97,6 +97,8 @@ def restore_backup(folder: Path) -> None:
     else:
         copy_database(folder / SQLITE_FILE)
     copy_files(folder / "home", home)
+    call_command("migrate", verbosity=0)
+    check_schema()
 
 
 def copy_files(source: Path, target: Path) -> None:
@@ -150,37 +152,44 @@ def copy_database(path: Path) -> int:
         UserError: the file is no database of this version of SnapML, or the target has users.
     """
     if not path.is_file():
-        raise UserError(f"There is no file {path}.")
+        raise UserError(f"{path} does not exist.")
     call_command("migrate", verbosity=0)
     check_database_empty()
     connections.databases["source"] = {**connection.settings_dict, **settings.SQLITE, "NAME": path}
     try:
-        if applied_migrations("source") != applied_migrations():
+        if get_applied_migrations("source") != get_applied_migrations():
             raise UserError(
-                f"{path} was written by another version of SnapML. Start that version's database "
-                "once with this version (`manage.py migrate`), then copy it."
+                f"{path} was written by another version of SnapML. Start this version on it once, "
+                "which migrates it, and copy it then."
             )
+        check_schema("source")
         with transaction.atomic():
-            return sum(copy_table(model) for model in replaced_models())
+            tables = list_models()
+            clear_tables(tables)
+            return sum(copy_table(model) for model in tables)
+    except DatabaseError as error:
+        raise UserError(f"{path} could not be copied: {error}") from error
     finally:
         connections["source"].close()
         del connections.databases["source"]
         del connections["source"]
 
 
-def replaced_models() -> list[type[models.Model]]:
-    """Every table, emptied of what `migrate` has put there."""
-    found = [
+def list_models() -> list[type[models.Model]]:
+    """Every model with a table of its own."""
+    return [
         model
         for model in apps.get_models(include_auto_created=True)
         if model._meta.managed and not model._meta.proxy
     ]
+
+
+def clear_tables(tables: list[type[models.Model]]) -> None:
+    """Delete the rows that `migrate` has created, such as permissions."""
+    names = [model._meta.db_table for model in tables]
     with connection.cursor() as cursor:
-        for statement in connection.ops.sql_flush(
-            no_style(), [model._meta.db_table for model in found], allow_cascade=True
-        ):
+        for statement in connection.ops.sql_flush(no_style(), names, allow_cascade=True):
             cursor.execute(statement)
-    return found
 
 
 def copy_table(model: type[models.Model]) -> int:
@@ -218,8 +227,25 @@ def read_rows(model: type[models.Model], names: list[str]) -> Iterator[list[tupl
         yield batch
 
 
-def applied_migrations(alias: str = "default") -> list[list[str]]:
+def get_applied_migrations(alias: str = "default") -> list[list[str]]:
     return sorted(list(key) for key in MigrationRecorder(connections[alias]).applied_migrations())
+
+
+def check_schema(alias: str = "default") -> None:
+    """Raises UserError: a table lacks a column, as in a database of a development version, whose
+    migrations were squashed since.
+    """
+    with connections[alias].cursor() as cursor:
+        for model in list_models():
+            table = model._meta.db_table
+            described = connections[alias].introspection.get_table_description(cursor, table)
+            missing = {field.column or "" for field in model._meta.local_concrete_fields}
+            missing -= {column.name for column in described}
+            if missing:
+                raise UserError(
+                    f"The database is of a development version of SnapML: table {table} has no "
+                    f"column {min(missing)}. Start with an empty SNAPML_HOME or database."
+                )
 
 
 def check_database_empty() -> None:

@@ -36,7 +36,7 @@ def test_auto_plans_with_locked_settings_and_trains_an_adapter(page, instance):
     )
     start_and_finish(page)
     expect(
-        page.get_by_text(re.compile(r"forecast [\d.]+ [kMG]B, measured [\d.]+ [kMG]B"))
+        page.get_by_text(re.compile(r"forecast [\d.]+ [kMG]B,\s+measured [\d.]+ [kMG]B"))
     ).to_be_visible()
     page.get_by_role("tab", name="Plan").click()
     expect(page.locator("#tab-plan")).to_contain_text("The plan would use")

@@ -95,7 +95,7 @@ def test_a_file_with_faulty_rows_is_mapped_cleaned_and_launched(page, instance):
         + b"9,short\n10,,nothing asked\n"
     )
     upload_file(page, instance, "fragen.csv", content)
-    expect(page.get_by_text("This is a guess.")).to_be_visible()
+    expect(page.get_by_text("This mapping is a guess.")).to_be_visible()
     page.get_by_label("Prompt").select_option("Frage")
     page.get_by_label("Completion").select_option("Antwort")
     expect(page.locator(".turn.user").first).to_contain_text("turn on lamp 0")
@@ -120,9 +120,9 @@ def test_the_token_view_shows_trained_masked_and_truncated_tokens(page, instance
     page.goto(instance.address + "/data/1")
     expect(page.locator(".tokens .t").first).to_be_visible(timeout=60_000)
     expect(page.locator(".tokens .m").first).to_contain_text("<|im_start|>user")
-    expect(page.get_by_text("The model's own chat template is used.")).to_be_visible()
+    expect(page.get_by_text("Uses the model's chat template.")).to_be_visible()
     expect(page.locator("[data-histogram] .main-svg").first).to_be_visible()
-    page.get_by_label("Train on the prompt").check()
+    page.get_by_label("Train on prompt").check()
     expect(page.locator(".tokens .t").first).to_contain_text("user", timeout=60_000)
 
 

@@ -5,6 +5,7 @@ docs/operating.md names.
 import json
 import os
 import shutil
+import sqlite3
 import subprocess
 import sys
 import uuid
@@ -114,6 +115,23 @@ def test_the_database_moves_to_another_server_row_by_row(site, tmp_path):
         assert added.returncode == 0, added.stderr
         again = run_command(site, "copy_database", site.home / "snapml.sqlite3", DATABASE_URL=url)
         assert again.returncode == 1 and "has data already" in again.stderr
+
+
+def test_a_file_that_is_no_database_is_not_copied(site, tmp_path):
+    (tmp_path / "notes.sqlite3").write_text("not a database")
+    target = f"sqlite:///{tmp_path / 'target.sqlite3'}"
+    for name in ("notes.sqlite3", "missing.sqlite3"):
+        refused = run_command(site, "copy_database", tmp_path / name, DATABASE_URL=target)
+        assert refused.returncode == 1 and name in refused.stderr
+        assert "Traceback" not in refused.stderr
+
+
+def test_a_database_of_a_development_version_is_named_and_not_started(site):
+    with sqlite3.connect(site.home / "snapml.sqlite3") as database:
+        database.execute("ALTER TABLE runs_run RENAME COLUMN queue_info TO waits")
+    refused = run_command(site, "up")
+    assert refused.returncode == 1
+    assert "runs_run has no column queue_info" in refused.stderr
 
 
 @pytest.mark.skipif(not POSTGRES_URL.startswith("postgres"), reason="needs PostgreSQL")

@@ -111,7 +111,7 @@ def test_an_empty_folder_becomes_an_adapter_that_answers_in_the_trained_format(r
         expect(live).to_have_text("Finished", timeout=400_000)
         page.wait_for_timeout(1000)
         expect(
-            page.get_by_text(re.compile(r"forecast [\d.]+ [MG]B, measured [\d.]+ [MG]B"))
+            page.get_by_text(re.compile(r"forecast [\d.]+ [MG]B,\s+measured [\d.]+ [MG]B"))
         ).to_be_visible()
         expect(page.get_by_text("Exact match").first).to_be_visible()
         take_screenshot(page, "run-finished")

@@ -21,8 +21,10 @@ from django.core.management import CommandError, call_command
 from django.core.management.base import BaseCommand
 from django.db import connections
 
+from snapml_site.backups import check_schema
 from snapml_site.first_admin import first_admin_message
 from snapml_site.processes import ManagedProcess, build_processes
+from training.errors import UserError
 
 CHECK_INTERVAL = 0.2
 START_TIMEOUT = 60.0
@@ -63,7 +65,7 @@ class Command(BaseCommand):
         host, port = options["host"], options["port"]
         lock = acquire_lock()
         check_port_free(host, port)
-        call_command("migrate", verbosity=0)
+        prepare_database()
         sign_in_message = first_admin_message()
         connections.close_all()
         # With INFERENCE_URL, an external server is used, such as vLLM
@@ -91,12 +93,20 @@ class Command(BaseCommand):
         for child in others:
             child.start()
         supervise_processes(processes, stop_flag)
-        self.stdout.write("Stopping. Running jobs save a checkpoint first…")
+        self.stdout.write("Stopping. Training runs save a checkpoint first…")
         self.stdout.flush()
         for child in (*others, web):
             child.stop()
         self.stdout.write("Stopped.")
         lock.close()
+
+
+def prepare_database() -> None:
+    call_command("migrate", verbosity=0)
+    try:
+        check_schema()
+    except UserError as error:
+        raise CommandError(error.message) from error
 
 
 def acquire_lock() -> Any:

@@ -14,7 +14,7 @@ from training.runs.launch.services import INTERNAL_SETTINGS
 
 TITLES = {
     "max_grad_norm": "Gradient clipping",
-    "train_on_prompt": "Train on the prompt",
+    "train_on_prompt": "Train on prompt",
     "max_tokens_per_batch": "Tokens per batch",
     "eval_steps": "Evaluate every",
     "eval_rows": "Held-out rows",
@@ -26,6 +26,11 @@ TITLES = {
     "warmup_ratio": "Warmup ratio",
     "max_length": "Max length",
     "threads": "CPU threads",
+    "lr_scheduler_type": "Learning rate schedule",
+    "optim": "Optimizer",
+    "export_checkpoint": "Checkpoint to export",
+    "gradient_accumulation_steps": "Gradient accumulation",
+    "num_virtual_tokens": "Virtual tokens",
     "batch_unit": "Batch unit",
     "per_device_train_batch_size": "Rows per batch",
     "early_stopping_patience": "Early stopping",
