@@ -83,6 +83,10 @@ def restore_backup(folder: Path) -> None:
             f"Set SNAPML_HOME to that folder; it is {home} now."
         )
     check_database_empty()
+    for path in (folder / "home").iterdir():
+        occupied = home / path.name
+        if occupied.is_dir() and any(occupied.iterdir()):
+            raise UserError(f"{occupied} has files already; restore into an empty SNAPML_HOME.")
     if connection.vendor == "sqlite":
         if not (folder / SQLITE_FILE).is_file():
             raise UserError("The backup is of PostgreSQL; set DATABASE_URL to an empty database.")

@@ -90,6 +90,13 @@ def test_a_restore_never_overwrites_data(site, tmp_path):
     assert dump_rows(site) == rows
 
 
+def test_a_restore_needs_an_empty_home(site, tmp_path):
+    run_command(site, "backup", tmp_path / "backup")
+    (site.home / "snapml.sqlite3").unlink()
+    refused = run_command(site, "restore", tmp_path / "backup")
+    assert refused.returncode == 1 and "data has files already" in refused.stderr
+
+
 def test_a_backup_that_was_not_finished_is_not_restored(site, tmp_path):
     run_command(site, "backup", tmp_path / "backup")
     (tmp_path / "backup" / "backup.json").unlink()
