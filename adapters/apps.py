@@ -9,7 +9,7 @@ class AdaptersConfig(AppConfig):
         """Register the hooks and jobs that runs and workers call. Runs must not import adapters
         (ARCHITECTURE.md), so this app registers itself with them.
         """
-        from adapters.evaluation.replies import ANSWERS_JOB
+        from adapters.evaluation.replies import REPLIES_JOB
         from adapters.evaluation.weight_analysis import COMPARE_JOB
         from adapters.export.gguf import GGUF_JOB
         from adapters.export.hub import PUSH_JOB
@@ -23,5 +23,5 @@ class AdaptersConfig(AppConfig):
         outcomes.artifact_hooks.append(services.register_run_result)
         register_resolver(continue_training.resolve_start_weights)
         main.PERIODIC_TASKS.append((usage.prune_request_logs, 3600.0))
-        for kind in (MERGE_JOB, GGUF_JOB, PUSH_JOB, COMPARE_JOB, ANSWERS_JOB):
+        for kind in (MERGE_JOB, GGUF_JOB, PUSH_JOB, COMPARE_JOB, REPLIES_JOB):
             register_kind(kind)

@@ -72,7 +72,7 @@ def show_adapter(request: AuthenticatedRequest, adapter_id: int) -> HttpResponse
         "can_change": can_change,
         "lineage": actions.build_lineage(request.user, version),
         "siblings": siblings.order_by("number"),
-        "deployed_as": actions.deployments_using(version),
+        "deployed_as": actions.find_deployments(version),
         "deployments": changeable_deployments,
         "votes": votes.get_overall_win_rate(version),
         "settings": flatten_settings(version.provenance.get("settings", {})),

@@ -3,7 +3,7 @@ loss after the same training time.
 
 Every recipe trains with SnapML's engine, so only the settings differ. Each recipe gets as many
 steps as fit into `--seconds` on this machine (measured first), and its schedule ends with them.
-Both example data sets are used; losses are over the same held-out rows.
+Both example datasets are used; losses are over the same held-out rows.
 Sources: TRL 1.16 (SFTConfig, and ModelConfig's LoRA), LLaMA-Factory's
     examples/train_lora/llama3_lora_sft.yaml, and Unsloth's Llama notebooks.
 """
@@ -138,7 +138,7 @@ def plan_settings(model: Path, data: Path, locked: dict[str, Any]) -> dict[str, 
 
     from training.auto.plan import make_plan
     from training.auto.plan_types import PlanInputs
-    from training.catalog.metadata import linear_layers, read_model_metadata
+    from training.catalog.metadata import list_linear_layers, read_model_metadata
     from training.engine.batches import plan_steps
     from training.engine.data.conversations import encode_row, load_tokenizer, read_rows
     from training.engine.memory_estimator import BatchShape, find_peak_memory
@@ -174,7 +174,7 @@ def plan_settings(model: Path, data: Path, locked: dict[str, Any]) -> dict[str, 
         model=model.name,
         hidden_size=model_card["hidden_size"],
         context_length=model_card["context_length"],
-        parameters_per_rank=sum(a + b for _, (a, b) in linear_layers(model)),
+        parameters_per_rank=sum(a + b for _, (a, b) in list_linear_layers(model)),
         rows=len(rows),
         eval_rows=EVAL_ROWS,
         lengths=lengths,

@@ -9,9 +9,9 @@ from training.people.models import User
 ADMIN_NAME = "admin"
 
 
-def first_admin_message() -> str:
-    """What `manage.py up` prints after the URL. A one-time password that was never used is replaced
-    at each start.
+def prepare_first_admin() -> str:
+    """Create the first admin, or replace a one-time password that was never used. Returns what
+    `manage.py up` prints after the URL.
     """
     admin = User.objects.filter(username=ADMIN_NAME).first()
     if admin is None and User.objects.filter(is_superuser=True).exists():

@@ -1,5 +1,5 @@
-"""Errors that people read. Without Django: pages, the API and workers turn a `UserError` into a
-page, a JSON response or the message of a run.
+"""Errors with a message for users. Pages, the API and workers turn a `UserError` into a page, a
+JSON response or the message of a run. Does not import Django.
 
 Every message says what is wrong, where, and what to do.
 """

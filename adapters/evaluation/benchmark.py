@@ -22,7 +22,7 @@ from training.engine.methods import METHODS
 from training.engine.metrics import METRICS, Figure
 from training.errors import Conflict, UserError, to_one_line
 from training.formatting import format_value
-from training.gpus.ledger import used_by_run
+from training.gpus.ledger import get_run_seconds
 from training.people.models import User
 from training.runs.launch.request import LaunchRequest, launch_runs
 from training.runs.models import MAX_NAME_LENGTH, Run, Sweep
@@ -143,7 +143,7 @@ def build_row(
     exact_match = mean_or_none(
         [reply.scores["exact"] for reply in replies if "exact" in reply.scores]
     )
-    rate, seconds = get_answer_rate(replies), used_by_run(run.pk)
+    rate, seconds = get_answer_rate(replies), get_run_seconds(run.pk)
     return BenchmarkRow(
         run=run,
         version=version,

@@ -28,14 +28,9 @@ from training.people.models import User
 KIND = "answers"
 MAX_CONCURRENT = 8
 # Tokens of a reply; the fallback is for prompts that leave little room in the context
-MAX_TOKENS, FALLBACK_MAX_TOKENS = (
-    256,
-    64,
-)
-MAX_TRIES, RETRY_SECONDS = (
-    40,
-    3.0,
-)  # two minutes, while the inference server is busy or restarts
+MAX_TOKENS, FALLBACK_MAX_TOKENS = 256, 64
+# Two minutes, while the inference server is busy or restarts
+MAX_TRIES, RETRY_SECONDS = 40, 3.0
 
 
 class RowNotAnswerable(UserError):
@@ -66,7 +61,7 @@ def request_replies(user: User, prompts: PromptSet, responder: Responder) -> Job
     return enqueue_job(user, KIND, f"{prompts.pk}:{responder.key}", subjects=subjects)
 
 
-def run_answers(job: Job) -> dict[str, Any]:
+def run_replies(job: Job) -> dict[str, Any]:
     """Generate replies to the rows that have none yet."""
     prompts, base = get_subject(job, PromptSet), get_subject(job, BaseModel)
     assert prompts is not None and base is not None
@@ -207,6 +202,6 @@ async def request_with_retry(body: dict[str, Any]) -> dict[str, Any]:
     raise UserError(message)
 
 
-ANSWERS_JOB = JobKind(
-    KIND, run_answers, lane=ANSWERS, subjects=(PromptSet, AdapterVersion, BaseModel)
+REPLIES_JOB = JobKind(
+    KIND, run_replies, lane=ANSWERS, subjects=(PromptSet, AdapterVersion, BaseModel)
 )

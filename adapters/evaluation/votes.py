@@ -14,11 +14,7 @@ from training.errors import UserError
 from training.people.models import User
 
 # A choice from the second version's point of view
-SWAPPED_CHOICES = {
-    "first": "second",
-    "second": "first",
-    "tie": "tie",
-}
+SWAPPED_CHOICES = {"first": "second", "second": "first", "tie": "tie"}
 
 
 @dataclass(frozen=True)

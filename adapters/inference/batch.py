@@ -51,8 +51,8 @@ class Batch:
         self.mask: Tensor | None = None
 
     def can_join(self, cache: Any) -> bool:
-        """Can a sequence with this cache join? Not if a layer drops entries (sliding windows) or
-        keeps a state: left padding cannot be masked there.
+        """Whether a sequence with this cache can join. It cannot if a layer drops entries (sliding
+        windows) or keeps a state: left padding cannot be masked there.
         """
         return not self.sequences or (is_full_cache(cache) and is_full_cache(self.cache))
 
@@ -120,7 +120,7 @@ class Batch:
 
 
 def is_full_cache(cache: Any) -> bool:
-    """Does every layer keep the keys and values of all tokens?"""
+    """Whether every layer keeps the keys and values of all tokens."""
     from transformers.cache_utils import DynamicLayer
 
     return all(type(layer) is DynamicLayer for layer in cache.layers)

@@ -63,7 +63,7 @@ class LoadedModel:
         self.is_broken = False  # loading an adapter failed half-way, so the layers are undefined
 
     def is_compatible(self, adapter: AdapterRef | None) -> bool:
-        """Can this adapter be used without unloading those of another type?"""
+        """Whether this adapter can be used without unloading those of another type."""
         return adapter is None or not self.adapter_names or adapter.kind == self.adapter_kind
 
     @property
@@ -72,13 +72,13 @@ class LoadedModel:
 
     @property
     def is_prompt_learning(self) -> bool:
-        """Are the adapters prompts or prefixes, which precede the text and change no layer?"""
+        """Whether the adapters are prompts or prefixes, which come before the text."""
         return bool(self.adapter_names) and self.model.active_peft_config.is_prompt_learning
 
     @property
     def supports_mixed_batch(self) -> bool:
-        """May rows with different adapters share a batch? Most PEFT tuners ignore `adapter_names`
-        (training/engine/modeling/library_patches.py).
+        """Whether rows with different adapters may share a batch. Most PEFT tuners ignore
+        `adapter_names` (training/engine/modeling/library_patches.py).
         """
         return (
             not self.adapter_names

@@ -11,23 +11,19 @@ from typing import Any, NamedTuple
 
 # Settings of PEFT's LoraConfig with which a layer computes more than x A' B'.
 NON_PLAIN_LORA_KEYS = (
-    *(
-        "modules_to_save",
-        "trainable_token_indices",
-        "target_parameters",
-        "layer_replication",
-        "lora_bias",
-        "use_dora",
-    ),
-    *(
-        "alora_invocation_tokens",
-        "arrow_config",
-        "kasa_config",
-        "monteclora_config",
-        "velora_config",
-        "use_bdlora",
-        "use_qalora",
-    ),
+    "modules_to_save",
+    "trainable_token_indices",
+    "target_parameters",
+    "layer_replication",
+    "lora_bias",
+    "use_dora",
+    "alora_invocation_tokens",
+    "arrow_config",
+    "kasa_config",
+    "monteclora_config",
+    "velora_config",
+    "use_bdlora",
+    "use_qalora",
 )
 
 StreamEvent = dict[str, Any]
@@ -62,7 +58,7 @@ class AdapterRef(NamedTuple):
 
 
 def is_plain_lora(config: dict[str, Any]) -> bool:
-    """Does the adapter with this adapter_config.json consist of A and B matrices only?"""
+    """Whether the adapter with this adapter_config.json has A and B matrices only."""
     return config.get("bias", "none") == "none" and not any(
         config.get(name) for name in NON_PLAIN_LORA_KEYS
     )

@@ -110,7 +110,7 @@ def compare_answers(file: Path, references: list[Generation]) -> dict[str, Any]:
 
 
 def is_same_answer(ours: list[int], theirs: list[int]) -> bool:
-    """Are the answers equal, except for the end-of-sequence token that llama.cpp may omit?"""
+    """Whether the answers are equal, except for an end-of-sequence token that llama.cpp omits."""
     shorter = min(len(ours), len(theirs))
     return ours[:shorter] == theirs[:shorter] and abs(len(ours) - len(theirs)) <= 1
 

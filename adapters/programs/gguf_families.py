@@ -90,9 +90,9 @@ def add_settings(writer: gguf.GGUFWriter, config: Any) -> None:
     window = getattr(config, "sliding_window", None)
     if config.model_type == "gemma3_text":
         writer.add_sliding_window(window)
-    elif (
-        window
-    ):  # llama.cpp has no window here, so limit the context to texts for which it is the same
+    elif window:
+        # llama.cpp has no window here, so limit the context to lengths at which a window has no
+        # effect
         context_length = min(context_length, window)
     head_size = getattr(config, "head_dim", None) or config.hidden_size // heads
     writer.add_context_length(context_length)

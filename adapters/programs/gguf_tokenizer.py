@@ -152,7 +152,7 @@ def find_pretokenizer(inner: Any, tokenizer_json: dict[str, Any]) -> str:
 
 
 def has_space_prefix(tokenizer_json: dict[str, Any], *, has_chat_template: bool) -> bool:
-    """Should llama.cpp add a space before the text and after every special token?
+    """Whether llama.cpp should add a space before the text and after every special token.
 
     A tokenizer that adds one only at the start of the text fits neither choice. Chats start with a
     special token, so for a chat model the answer is no.

@@ -1,4 +1,4 @@
-"""`python -m adapters.programs.hub_push FOLDER`: push files to a hub repository in one commit, with
+"""`python -m adapters.programs.hub_push FOLDER`: push files to a Hub repository in one commit, with
 the token in HF_TOKEN.
 """
 
@@ -16,7 +16,7 @@ from training.child_process import emit_message, main, read_params
 from training.errors import UserError
 from training.formatting import format_bytes
 
-# Clearer than the hub's own messages.
+# Clearer than the Hub's own messages.
 HINTS = {
     401: "The token is invalid.",
     403: "The token has no write access to this owner's repositories.",
@@ -41,7 +41,7 @@ def push_files(params: dict[str, Any]) -> dict[str, Any]:
             CommitOperationAdd(path_in_repo="README.md", path_or_fileobj=params["card"].encode())
         )
     try:
-        emit_message(message="connecting to the hub")
+        emit_message(message="connecting to the Hub")
         repository_url = api.create_repo(repository, private=params["private"], exist_ok=True)
         emit_message(
             message=f"uploading {format_bytes(sum(one.upload_info.size for one in operations))}"
@@ -50,14 +50,14 @@ def push_files(params: dict[str, Any]) -> dict[str, Any]:
     except HfHubHTTPError as error:
         code = error.response.status_code
         raise UserError(
-            f"The hub rejected the push to {repository} (status {code}). "
+            f"The Hub rejected the push to {repository} (status {code}). "
             f"{HINTS.get(code) or (error.server_message or '')[:200]}"
         ) from error
     except (httpx.HTTPError, ConnectionError) as error:
         raise UserError(
-            f"The hub cannot be reached ({type(error).__name__}). Nothing was pushed."
+            f"The Hub cannot be reached ({type(error).__name__}). Nothing was pushed."
         ) from error
-    except (RuntimeError, ValueError) as error:  # a failed upload; a card that the hub rejects
+    except (RuntimeError, ValueError) as error:  # a failed upload; a card that the Hub rejects
         raise UserError(f"The push failed: {str(error)[:300]}") from error
     return {"address": str(repository_url), "commit": commit.oid}
 

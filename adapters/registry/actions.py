@@ -70,14 +70,14 @@ def delete_version(user: User, version: AdapterVersion, name: str) -> int:
         with transaction.atomic():
             version.delete()  # deletes its jobs, too
     except ProtectedError as error:
-        names = ", ".join(row.name for row in deployments_using(version))
+        names = ", ".join(row.name for row in find_deployments(version))
         raise Conflict(
             f"{version} is deployed as {names}. Switch or delete the deployment first."
         ) from error
     return sum(remove_tree(folder) for folder in dict.fromkeys(folders))
 
 
-def deployments_using(version: AdapterVersion) -> list[Deployment]:
+def find_deployments(version: AdapterVersion) -> list[Deployment]:
     return list(Deployment.objects.filter(Q(version=version) | Q(canary=version)))
 
 

@@ -59,10 +59,8 @@ IGNORED_KEYS = {
     "target_modules",
     "exclude_modules",
 }
-DEFAULT_VALUES = {
-    "megatron_core": ("megatron.core",),
-    "bias": ("none",),
-}  # values that PEFT always writes
+# Values that PEFT always writes
+DEFAULT_VALUES = {"megatron_core": ("megatron.core",), "bias": ("none",)}
 TENSOR_PATTERNS = {
     "lora": re.compile(
         r"(?P<module>[\w.]+)\.lora_(?P<part>A|B)\.weight|(?P<other>[\w.]+)\.lora_magnitude_vector(\.weight)?"
@@ -111,7 +109,7 @@ class BaseShapes:
         return shape
 
 
-def validated_config(
+def validate_config(
     config: Mapping[str, Any], method: str, shapes: Mapping[str, list[int]], base: BaseShapes
 ) -> dict[str, Any]:
     """The config reduced to known keys, with target modules taken from the tensors.

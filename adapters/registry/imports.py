@@ -23,7 +23,7 @@ from django.core.files.uploadedfile import UploadedFile
 from django.db import transaction
 
 from adapters.models import AdapterVersion
-from adapters.registry.import_checks import BaseShapes, validated_config
+from adapters.registry.import_checks import BaseShapes, validate_config
 from adapters.registry.services import (
     build_file_manifest,
     count_bytes,
@@ -271,7 +271,7 @@ def inspect_adapter(folder: Path, base: BaseModel) -> AdapterInfo:
     base_shapes: dict[str, list[int]] = {}
     for path in base.folder.glob("*.safetensors"):
         base_shapes |= read_shapes(path, dtypes=None)
-    checked_config = validated_config(config, method, shapes, BaseShapes(base.name, base_shapes))
+    checked_config = validate_config(config, method, shapes, BaseShapes(base.name, base_shapes))
     return AdapterInfo(method, checked_config, sum(math.prod(shape) for shape in shapes.values()))
 
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from training.gpus.ledger import used_by_run
+from training.gpus.ledger import get_run_seconds
 from training.runs.models import Run
 from training.runs.status import get_comparison_figures
 
@@ -39,6 +39,6 @@ def build_provenance(run: Run, step: int) -> dict[str, Any]:
             if name not in ("base", "device_seconds")
         },
         "forecast_bytes": run.forecast.get("peak"),
-        "device_seconds": fraction * used_by_run(run.pk),
+        "device_seconds": fraction * get_run_seconds(run.pk),
         "run": {"id": run.pk, "name": run.name},
     }

@@ -21,11 +21,8 @@ from training.people.permissions import get_changeable, get_visible
 from training.people.requests import AuthenticatedRequest, parse_id
 from training.runs.models import Run
 
-CHANGEABLE_SETTINGS = (
-    "learning_rate",
-    "epochs",
-    "max_steps",
-)  # on the page; the API accepts any setting
+# On the page; the API accepts any setting
+CHANGEABLE_SETTINGS = ("learning_rate", "epochs", "max_steps")
 
 
 @require_POST
@@ -94,7 +91,7 @@ def register_checkpoint(request: AuthenticatedRequest, run_id: int) -> HttpRespo
     return redirect("adapter", version.pk)
 
 
-def import_page(request: AuthenticatedRequest) -> HttpResponse:
+def import_adapter(request: AuthenticatedRequest) -> HttpResponse:
     values = {
         "bases": BaseModel.objects.filter(state=ModelState.READY),
         "max_bytes": imports.MAX_BYTES,

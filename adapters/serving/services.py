@@ -131,14 +131,14 @@ def roll_back(user: User, deployment: Deployment) -> Deployment:
 
 def find_previous_change(deployment: Deployment) -> DeploymentChange | None:
     """The newest change whose routing differs from the current one."""
-    current = current_routing(deployment)
+    current = get_routing_key(deployment)
     changes = deployment.changes.select_related(
         "version__base_model", "canary__base_model"
     ).exclude(version=None)[:MAX_CHANGES]
-    return next((one for one in changes if current_routing(one) != current), None)
+    return next((one for one in changes if get_routing_key(one) != current), None)
 
 
-def current_routing(one: Deployment | DeploymentChange) -> tuple[int | None, int | None, int, bool]:
+def get_routing_key(one: Deployment | DeploymentChange) -> tuple[int | None, int | None, int, bool]:
     """The routing as a comparable tuple. Without a second version, which may have been deleted, the
     share is 0.
     """

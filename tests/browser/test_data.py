@@ -76,7 +76,7 @@ def upload_file(page, instance, name, content):
 
 def check_and_save(page):
     page.get_by_role("button", name=re.compile("Check file")).click()
-    page.get_by_role("button", name="Save as a data set").click(timeout=30_000)
+    page.get_by_role("button", name="Save as a dataset").click(timeout=30_000)
     expect(page.get_by_text("View training data")).to_be_visible(timeout=30_000)
 
 
@@ -105,7 +105,7 @@ def test_a_file_with_faulty_rows_is_mapped_cleaned_and_launched(page, instance):
     )
     expect(page.get_by_text("line 15: `Frage` is empty")).to_be_visible()
     page.get_by_label("Skip 2 invalid rows").check()
-    page.get_by_role("button", name="Save as a data set").click()
+    page.get_by_role("button", name="Save as a dataset").click()
     page.get_by_role("link", name="New run with this").click(timeout=30_000)
     page.get_by_label("Max length").fill("80", timeout=120_000)
     expect(page.locator("#lock-max_length")).to_be_checked()
@@ -160,7 +160,7 @@ def test_a_user_outside_the_team_sees_nothing(page, chromium, instance):
     sign_in(other, instance, "mallory")
     for path, text in (
         ("/", "From data to a better model"),
-        ("/data", "No data sets yet"),
+        ("/data", "No datasets yet"),
         ("/adapters", "adapter"),
     ):
         other.goto(instance.address + path)

@@ -32,12 +32,12 @@ def test_upload_train_watch_try_download(page, instance, tmp_path):
             "line 25, message 1: `role` is `bot`; expected system, user, assistant or tool"
         )
     ).to_be_visible(timeout=90_000)
-    page.get_by_role("button", name="Save as a data set").click()
+    page.get_by_role("button", name="Save as a dataset").click()
     expect(
         page.get_by_text("1 of 25 rows are invalid. Fix the file, or save without these rows.")
     ).to_be_visible()
     page.get_by_label("Skip 1 invalid row").check()
-    page.get_by_role("button", name="Save as a data set").click()
+    page.get_by_role("button", name="Save as a dataset").click()
     expect(page.get_by_text("training rows")).to_be_visible(timeout=90_000)
 
     page.get_by_role("link", name="New run with this").click()

@@ -1,4 +1,4 @@
-"""Downloads a data set with huggingface_hub from a local server that implements the part of the
+"""Downloads a dataset with huggingface_hub from a local server that implements the part of the
 Hub's API that is used.
 """
 
@@ -132,4 +132,4 @@ def test_a_data_set_over_the_size_limit_is_not_downloaded(hub, alice, settings):
 
 def test_a_private_data_set_is_not_found(hub, alice):
     upload = fetch_upload(alice, "owner/secret")
-    assert (upload.state, "no public data set owner/secret" in upload.error) == ("failed", True)
+    assert (upload.state, "no public dataset owner/secret" in upload.error) == ("failed", True)

@@ -172,7 +172,7 @@ def test_the_user_with_less_usage_comes_first_and_a_start_counts_at_once():
     waiting = [make_pending(run, user=5) for run in (1, 2)] + [
         make_pending(run, user=6, seconds=9000.0) for run in (3, 4, 5)
     ]
-    decision = Scheduler(PoolState("p", devices, waiting=waiting, people=people)).admit_jobs(0.0)
+    decision = Scheduler(PoolState("p", devices, waiting=waiting, users=people)).admit_jobs(0.0)
     # After two starts of 9,000 s user 6 has used more than user 5
     assert [job.run for job in decision.starts] == [
         3,
@@ -193,7 +193,7 @@ def test_moving_a_run_up_does_not_pass_the_runs_of_others():
 
 def test_limits_apply_and_the_block_reason_has_their_figures():
     simulated = make_pool(
-        4, teams={NLP: TeamQuota("nlp", 1, limit=2)}, people={3: UserUsage(max_running=1)}
+        4, teams={NLP: TeamQuota("nlp", 1, limit=2)}, users={3: UserUsage(max_running=1)}
     )
     for run in (1, 2, 3):
         simulated.submit_run(make_pending(run), 100)

@@ -1,7 +1,7 @@
 import pytest
 from django.core.management import CommandError, call_command
 
-from snapml_site.first_admin import first_admin_message
+from snapml_site.first_admin import prepare_first_admin
 from training.errors import NotFound
 from training.people.models import ApiToken, User
 from training.people.tokens import create_token, find_token, revoke_token
@@ -63,7 +63,7 @@ def test_sign_in_redirects_to_no_other_site(client, people, next_url):
 
 
 def test_the_first_admins_one_time_password_must_be_changed(client, db):
-    message = first_admin_message()
+    message = prepare_first_admin()
     password = message.rsplit(" ", 1)[1].rstrip(")")
     sign_in(client, "admin", password)
     assert client.get("/")["Location"] == "/account/password"
@@ -75,11 +75,11 @@ def test_the_first_admins_one_time_password_must_be_changed(client, db):
     }
     assert client.post("/account/password", new)["Location"] == "/"
     assert client.get("/").status_code == 200
-    assert first_admin_message() == "(sign in with your password)"
+    assert prepare_first_admin() == "(sign in with your password)"
 
 
 def test_an_unused_one_time_password_is_replaced_at_the_next_start(db):
-    assert first_admin_message() != first_admin_message()
+    assert prepare_first_admin() != prepare_first_admin()
     assert User.objects.count() == 1
 
 

@@ -9,7 +9,7 @@ from django.core.management import CommandError, call_command
 
 from tests.runs.journals import Journal, step_event
 from training.runs.metrics.comparison import compare_figures, compare_settings
-from training.runs.metrics.table import iterate_steps, write_csv
+from training.runs.metrics.table import iterate_steps, stream_csv
 from training.runs.models import Run
 from training.runs.worker.ingest import store_events
 from training.runs.worker.lease import claim_run
@@ -99,7 +99,7 @@ def test_every_step_is_in_the_table_once_in_order(trained):
 
 def test_csv_and_parquet_hold_the_same_numbers(as_alice, trained):
     answer = as_alice.get(f"/runs/{trained.pk}/metrics.csv")
-    rows = list(csv.DictReader(io.StringIO(b"".join(write_csv(trained)).decode())))
+    rows = list(csv.DictReader(io.StringIO(b"".join(stream_csv(trained)).decode())))
     table = pyarrow.parquet.read_table(
         io.BytesIO(as_alice.get(f"/runs/{trained.pk}/metrics.parquet").content)
     )

@@ -16,7 +16,7 @@ from training.engine.metrics import METRICS, Metric
 from training.runs.live.messages import build_snapshot, read_events_after
 from training.runs.metrics.chunks import CHUNK_SIZE
 from training.runs.metrics.curves import read_curves
-from training.runs.metrics.table import write_csv, write_parquet
+from training.runs.metrics.table import encode_parquet, stream_csv
 from training.runs.metrics.trackers import iterate_metrics
 from training.runs.models import CurveChunk, Run
 from training.runs.worker.ingest import store_events
@@ -71,11 +71,11 @@ def test_a_new_metric_has_a_curve_in_snapshot_and_api(trained, as_alice):
 
 @pytest.mark.django_db
 def test_tables_and_trackers_have_a_new_metric(trained):
-    rows = list(csv.DictReader(io.StringIO(b"".join(write_csv(trained)).decode())))
+    rows = list(csv.DictReader(io.StringIO(b"".join(stream_csv(trained)).decode())))
     assert [float(row["entropy"]) for row in rows] == [n / 8 for n in range(1, CHUNK_SIZE + 4)]
     import pyarrow.parquet
 
-    table = pyarrow.parquet.read_table(io.BytesIO(write_parquet(trained)))
+    table = pyarrow.parquet.read_table(io.BytesIO(encode_parquet(trained)))
     assert table.column("entropy")[-1].as_py() == (CHUNK_SIZE + 3) / 8
     assert [metrics["entropy"] for _, _, metrics in iterate_metrics(trained)][:2] == [1 / 8, 2 / 8]
 
@@ -104,7 +104,7 @@ def test_a_run_older_than_a_metric_has_a_gap_there_and_its_other_curves(run, mon
         assert np.isnan(curves.series["entropy"][2]).all()
         assert np.isfinite(curves.series["loss"][2]).all()
         assert len(curves.series["entropy"][2]) == len(curves.axes["step"])
-    assert len(list(csv.DictReader(io.StringIO(b"".join(write_csv(run)).decode())))) == steps
+    assert len(list(csv.DictReader(io.StringIO(b"".join(stream_csv(run)).decode())))) == steps
 
 
 @pytest.mark.django_db

@@ -400,15 +400,19 @@ def test_expected_durations_come_from_the_device_time_of_finished_runs(run, make
     for steps, seconds in ((10, 20), (10, 30), (100, 200)):
         make_finished_run(make_run, device, steps=steps, seconds=seconds)
     typical_durations = durations.get_typical_durations()
-    assert durations.expected_seconds(
+    assert durations.estimate_remaining_seconds(
         make_run(total_steps=1000), typical_durations
     ) == pytest.approx(2000, rel=0.01)
-    assert durations.expected_seconds(
+    assert durations.estimate_remaining_seconds(
         make_run(total_steps=1000, step=900), typical_durations
     ) == pytest.approx(200, rel=0.01)
-    assert durations.expected_seconds(make_run(), typical_durations) == pytest.approx(30, rel=0.01)
+    assert durations.estimate_remaining_seconds(make_run(), typical_durations) == pytest.approx(
+        30, rel=0.01
+    )
     assert (
-        durations.expected_seconds(make_run(method="full", total_steps=10), typical_durations)
+        durations.estimate_remaining_seconds(
+            make_run(method="full", total_steps=10), typical_durations
+        )
         == math.inf
     )
 

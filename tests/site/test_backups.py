@@ -48,7 +48,7 @@ def list_files(home):
 
 @pytest.fixture
 def site(tmp_path, tiny_model):
-    """An instance with a user, a token, a base model and a data set; nothing runs."""
+    """An instance with a user, a token, a base model and a dataset; nothing runs."""
     site = RunningSite(tmp_path / "home", tiny_model)
     site.run_python(SETUP_CODE, tiny_model)
     return site

@@ -33,14 +33,14 @@ class ModelIn(Schema):
     )
     source: Literal["folder", "hub"]
     location: str = Field(
-        max_length=500, description="A folder on the server, or a hub id such as owner/model."
+        max_length=500, description="A folder on the server, or a Hub id such as owner/model."
     )
     revision: str = Field("", max_length=100)
 
 
 @router.post("", response={201: ModelOut})
 def add_model(request: AuthenticatedRequest, body: ModelIn) -> Status[BaseModel]:
-    """Admins only. A hub model is downloaded in the background; poll its `state`."""
+    """Admins only. A Hub model is downloaded in the background; poll its `state`."""
     if body.source == "hub":
         return Status(
             201, services.add_from_hub(request.user, body.location.strip(), body.revision.strip())

@@ -206,7 +206,7 @@ def read_license(folder: Path) -> str:
 
 
 @lru_cache(maxsize=64)
-def linear_layers(folder: Path) -> tuple[tuple[str, tuple[int, int]], ...]:
+def list_linear_layers(folder: Path) -> tuple[tuple[str, tuple[int, int]], ...]:
     """Name and shape of every linear layer except the output layer: PEFT's `all-linear`."""
     layers = []
     for path in sorted(folder.glob("*.safetensors")):

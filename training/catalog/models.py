@@ -14,7 +14,7 @@ from training.people.models import User
 class Source(models.TextChoices):
     BUILTIN = "builtin", "Built in"
     FOLDER = "folder", "Folder on the server"
-    HUB = "hub", "Hugging Face hub"
+    HUB = "hub", "Hugging Face Hub"
 
 
 class ModelState(models.TextChoices):

@@ -117,8 +117,8 @@ def parse_entry(name: str, entry: Any, file_name: str) -> TensorInfo:
 
 
 def has_elements(shape: tuple[int, ...], total_bits: int, bits: int) -> bool:
-    """Do the elements of this shape fill these bits exactly? The product stops early, because a
-    malicious shape could take hours to multiply.
+    """Whether the elements of this shape fill these bits exactly. The product stops early, because
+    a malicious shape could take hours to multiply.
     """
     if 0 in shape:
         return total_bits == 0

@@ -88,11 +88,11 @@ def add_folder(user: User, path: str) -> BaseModel:
 
 
 def add_from_hub(user: User, hub_id: str, revision: str) -> BaseModel:
-    """Add a model from the Hugging Face hub. A worker downloads it."""
+    """Add a model from the Hugging Face Hub. A worker downloads it."""
     check_admin(user)
     if hub_id.count("/") != 1 or not all(hub_id.split("/")) or hub_id.startswith("-"):
         raise UserError(
-            f"{hub_id!r} is not a hub id. A hub id has the form `owner/model`.", field="location"
+            f"{hub_id!r} is not a Hub id. A Hub id has the form `owner/model`.", field="location"
         )
     with transaction.atomic():
         model = BaseModel.objects.create(

@@ -13,7 +13,7 @@ from training.errors import UserError
 from training.people.requests import AuthenticatedRequest
 
 
-def models_page(request: AuthenticatedRequest) -> HttpResponse:
+def show_models(request: AuthenticatedRequest) -> HttpResponse:
     base_models = BaseModel.objects.all()
     is_importing = any(
         model.state in (ModelState.WAITING, ModelState.IMPORTING) for model in base_models
@@ -22,7 +22,7 @@ def models_page(request: AuthenticatedRequest) -> HttpResponse:
     return render(request, template, {"models": base_models, "is_importing": is_importing})
 
 
-def model_page(request: AuthenticatedRequest, model_id: int) -> HttpResponse:
+def show_model(request: AuthenticatedRequest, model_id: int) -> HttpResponse:
     return render(
         request, "catalog/model.html", {"model": get_object_or_404(BaseModel, pk=model_id)}
     )

@@ -1,4 +1,4 @@
-"""Data sets in the admin site, read only: versions are immutable, and only services.py frees the
+"""Datasets in the admin site, read only: versions are immutable, and only services.py frees the
 disk space of what it deletes.
 """
 

@@ -1,4 +1,4 @@
-"""Data sets in the API: upload, map columns, check, save, read, delete."""
+"""Datasets in the API: upload, map columns, check, save, read, delete."""
 
 from datetime import datetime
 from pathlib import Path
@@ -160,7 +160,7 @@ def create_upload(
 
 @router.post("/uploads/hub", response={201: UploadOut})
 def fetch_from_hub(request: AuthenticatedRequest, body: HubIn) -> Status[Upload]:
-    """Download a public Hugging Face data set in the background. Poll the upload's `state`."""
+    """Download a public Hugging Face dataset in the background. Poll the upload's `state`."""
     return Status(201, uploads.enqueue_hub_fetch(request.user, body.hub_id, name=body.name))
 
 
@@ -225,7 +225,7 @@ def read_rows(
     """Rows as they are used for training."""
     version: DatasetVersion | None = get_visible_version(request.user, version_id)
     if version is None:
-        raise NotFound(f"Data version {version_id} not found.")
+        raise NotFound(f"Dataset version {version_id} not found.")
     return load_rows(version, split, offset, limit)
 
 
@@ -243,8 +243,8 @@ def rename_dataset(request: AuthenticatedRequest, dataset_id: int, body: NameIn)
 
 @router.delete("/{int:dataset_id}", response={204: None})
 def delete_dataset(request: AuthenticatedRequest, dataset_id: int, body: NameIn) -> Status[None]:
-    """Delete a data set with all its versions and free the disk space. `name` must match the data
-    set's name.
+    """Delete a dataset with all its versions and free the disk space. `name` must match its
+    name.
     """
     services.delete_dataset(request.user, get_visible(Dataset, request.user, dataset_id), body.name)
     return Status(204, None)

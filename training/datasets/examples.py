@@ -1,4 +1,4 @@
-"""The two example data sets that come with SnapML."""
+"""The two example datasets that come with SnapML."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""Downloads a data set from the Hugging Face Hub, as the Parquet files that the Hub makes of every
-public data set. No loading script is ever run.
+"""Downloads a dataset from the Hugging Face Hub, as the Parquet files that the Hub makes of every
+public dataset. No loading script is ever run.
 
 Only `program.py` calls this, and without a token: users get what the Hub shows to the public.
 """
@@ -34,7 +34,7 @@ def download_dataset(
     splits.
 
     Raises:
-        NotFound: no such data set, or it has no Parquet files.
+        NotFound: no such dataset, or it has no Parquet files.
         TooLarge: more than `max_bytes` in total; nothing is downloaded.
         UserError: the Hub cannot be reached.
     """
@@ -76,10 +76,10 @@ def download_dataset(
 
 
 def list_files(hub_id: str) -> list[Any]:
-    """The files of a data set's Parquet branch, with their sizes.
+    """The files of a dataset's Parquet branch, with their sizes.
 
     Raises:
-        NotFound: no such data set.
+        NotFound: no such dataset.
         UserError: the Hub cannot be reached.
     """
     from huggingface_hub import HfApi
@@ -92,7 +92,7 @@ def list_files(hub_id: str) -> list[Any]:
         )
     except (RepositoryNotFoundError, RevisionNotFoundError) as error:
         raise NotFound(
-            f"The Hub has no public data set {hub_id} with Parquet files.", field="hub_id"
+            f"The Hub has no public dataset {hub_id} with Parquet files.", field="hub_id"
         ) from error
     except UserError:
         raise

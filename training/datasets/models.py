@@ -1,4 +1,4 @@
-"""Data sets, their immutable, content-addressed versions, and the uploads from which versions are
+"""Datasets, their immutable, content-addressed versions, and the uploads from which versions are
 built.
 """
 
@@ -21,7 +21,6 @@ class Dataset(Owned):
 
     class Meta:
         ordering = ["-created_at"]
-        verbose_name = "data set"
 
     def __str__(self) -> str:
         return self.name
@@ -71,7 +70,7 @@ class Upload(Owned):
 
 
 class DatasetVersion(models.Model):
-    """The rows of a data set at one time. `digest` is the SHA-256 of the content and the name of
+    """The rows of a dataset at one time. `digest` is the SHA-256 of the content and the name of
     the folder with the files.
     """
 

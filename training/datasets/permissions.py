@@ -1,4 +1,4 @@
-"""The data versions that a user may train on."""
+"""The dataset versions that a user may train on."""
 
 from __future__ import annotations
 

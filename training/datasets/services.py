@@ -1,4 +1,4 @@
-"""Renames and deletes data sets, and discards uploads."""
+"""Renames and deletes datasets, and discards uploads."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from training.people.permissions import check_changeable
 def rename_dataset(user: User, dataset: Dataset, name: str) -> None:
     check_changeable(user, dataset)
     if not to_one_line(name):
-        raise UserError("Enter a name for the data set.", field="name")
+        raise UserError("Enter a name for the dataset.", field="name")
     dataset.name = to_one_line(name)[:120]
     dataset.save(update_fields=["name"])
 
 
 def delete_dataset(user: User, dataset: Dataset, name: str) -> int:
-    """Delete a data set with its versions and uploads. Returns the bytes freed; files that another
-    data set shares are kept.
+    """Delete a dataset with its versions and uploads. Returns the bytes freed; files that another
+    dataset shares are kept.
 
     Raises:
         Conflict: a run uses it, or the worker is reading one of its uploads.
@@ -54,7 +54,7 @@ def delete_dataset(user: User, dataset: Dataset, name: str) -> int:
             ]
             freed = sum(remove_tree(folder) for folder in folders)
     except BlockingIOError as error:
-        raise Conflict("Another data set is being saved. Try again in a minute.") from error
+        raise Conflict("Another dataset is being saved. Try again in a minute.") from error
     except ProtectedError as error:
         count = len(error.protected_objects)
         runs = f"{count} run{'' if count == 1 else 's'}"
@@ -72,7 +72,7 @@ def discard_upload(user: User, upload: Upload) -> None:
     """
     check_changeable(user, upload)
     if upload.versions.exists():
-        raise Conflict("This upload has saved versions. Delete the data set instead.")
+        raise Conflict("This upload has saved versions. Delete the dataset instead.")
     folder = upload.folder
     Upload.objects.filter(pk=upload.pk).delete()
     remove_tree(folder)

@@ -16,10 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 # Four slots per band: 98% of the pairs that share 80% of their shingles match in some band
-SLOTS, BANDS = (
-    32,
-    8,
-)
+SLOTS, BANDS = 32, 8
 MIN_SIMILARITY = 0.8  # fraction of equal slots
 CHUNK_ROWS, CHUNK_SHINGLES = 2_000, 200_000  # pending rows take at most 20 MB
 MAX_CHARACTERS = 50_000  # longer rows are compared by their beginning

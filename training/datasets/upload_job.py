@@ -117,10 +117,10 @@ def record_failure(job: Job, error: str) -> None:
 
 
 def save_version(upload: Upload, build_result: dict[str, Any]) -> None:
-    """Save a new version from the result of a build; the first version also creates the data set.
+    """Save a new version from the result of a build; the first version also creates the dataset.
 
     Raises:
-        NotAllowed: the uploader may no longer change the data set.
+        NotAllowed: the uploader may no longer change the dataset.
     """
     update_upload(upload, state=UploadState.DONE, progress_message="")
     if upload.dataset is None:
@@ -141,7 +141,7 @@ def save_version(upload: Upload, build_result: dict[str, Any]) -> None:
 def prepare_version(
     dataset: Dataset, build_result: dict[str, Any], report: dict[str, Any]
 ) -> DatasetVersion:
-    """The next version of a data set, not saved yet. Inside a transaction it locks the data set's
+    """The next version of a dataset, not saved yet. Inside a transaction it locks the dataset's
     row, so that version numbers are unique.
     """
     Dataset.objects.select_for_update().filter(pk=dataset.pk).first()

@@ -30,7 +30,7 @@ MAX_LISTED_COLUMNS = 200
 
 
 def new_dataset(request: AuthenticatedRequest) -> HttpResponseBase:
-    """`?dataset=ID` adds a version to an existing data set."""
+    """`?dataset=ID` adds a version to an existing dataset."""
     dataset_id = parse_id(request.POST.get("dataset") or request.GET.get("dataset") or "")
     dataset = get_changeable(Dataset, request.user, dataset_id) if dataset_id else None
     values: dict[str, Any] = {
@@ -82,9 +82,7 @@ def create_upload(request: AuthenticatedRequest, dataset: Dataset | None) -> Upl
             dataset=dataset,
         )
     if files[0] is None:
-        raise UserError(
-            "Choose a file, paste rows, or enter a Hugging Face data set.", field="file"
-        )
+        raise UserError("Choose a file, paste rows, or enter a Hugging Face dataset.", field="file")
     return uploads.receive_files(
         request.user,
         received_files,
@@ -100,18 +98,18 @@ def to_named_file(file: Any, split: str) -> NamedFile | None:
     return Path(file.temporary_file_path()), str(file.name), split
 
 
-def upload_page(request: AuthenticatedRequest, upload_id: int) -> HttpResponse:
+def show_upload(request: AuthenticatedRequest, upload_id: int) -> HttpResponse:
     """One page for all steps; its content depends on the state of the upload."""
     upload = get_visible(Upload, request.user, upload_id, "dataset", "owner")
     fragment = request.headers.get("HX-Request") and request.headers.get("HX-Target") == "upload"
     return render(
         request,
         "datasets/_upload.html" if fragment else "datasets/upload.html",
-        page_context(upload),
+        build_page_context(upload),
     )
 
 
-def page_context(upload: Upload) -> dict[str, Any]:
+def build_page_context(upload: Upload) -> dict[str, Any]:
     values: dict[str, Any] = {
         "upload": upload,
         "is_busy": upload.state in uploads.BUSY_STATES,
@@ -119,11 +117,11 @@ def page_context(upload: Upload) -> dict[str, Any]:
         "new_upload_url": f"{reverse('dataset-new')}?dataset={upload.dataset_id or ''}",
     }
     if upload.state in (UploadState.DRAFT, UploadState.FAILED) and upload.mapping:
-        values |= mapping_context(upload, ColumnMapping(**upload.mapping))
+        values |= build_mapping_context(upload, ColumnMapping(**upload.mapping))
     return values
 
 
-def mapping_context(upload: Upload, mapping: ColumnMapping) -> dict[str, Any]:
+def build_mapping_context(upload: Upload, mapping: ColumnMapping) -> dict[str, Any]:
     file_format = uploads.get_file_format(upload)
     rows = preview_rows(upload, mapping) if mapping.is_complete else []
     return {
@@ -187,9 +185,11 @@ def map_columns(request: AuthenticatedRequest, upload_id: int) -> HttpResponse:
         mapping = ColumnMapping(
             values["row_format"], {k: v for k, v in values["columns"].items() if v}, values["split"]
         )
-        context = page_context(upload) | mapping_context(upload, mapping) | {"error": error}
+        context = (
+            build_page_context(upload) | build_mapping_context(upload, mapping) | {"error": error}
+        )
         return render(request, "datasets/_upload.html", context)
-    return render(request, "datasets/_upload.html", page_context(upload))
+    return render(request, "datasets/_upload.html", build_page_context(upload))
 
 
 @require_POST
@@ -206,8 +206,10 @@ def save_upload(request: AuthenticatedRequest, upload_id: int) -> HttpResponse:
     except UserError as error:
         if error.status != 400:
             raise
-        return render(request, "datasets/_upload.html", {**page_context(upload), "error": error})
-    return render(request, "datasets/_upload.html", page_context(upload))
+        return render(
+            request, "datasets/_upload.html", {**build_page_context(upload), "error": error}
+        )
+    return render(request, "datasets/_upload.html", build_page_context(upload))
 
 
 def parse_int(text: str) -> int:

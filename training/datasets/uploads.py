@@ -154,7 +154,7 @@ def apply_detection(upload: Upload, detection: dict[str, Any]) -> None:
 def enqueue_hub_fetch(
     user: User, hub_id: str, *, name: str, dataset: Dataset | None = None
 ) -> Upload:
-    """Create an upload of a Hugging Face data set, which the worker downloads.
+    """Create an upload of a Hugging Face dataset, which the worker downloads.
 
     Raises:
         UserError: not a Hub id.
@@ -308,7 +308,7 @@ def request_save(upload: Upload, options: BuildOptions, *, skip_faulty: bool) ->
 
     Raises:
         BadData: faulty rows, and `skip_faulty` is not set.
-        NotAllowed: the owner of the upload may no longer change its data set.
+        NotAllowed: the owner of the upload may no longer change its dataset.
     """
     if upload.dataset is not None:
         check_changeable(upload.owner, upload.dataset)

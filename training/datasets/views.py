@@ -1,4 +1,4 @@
-"""The Data pages: the list of data sets with the examples, and a data set's versions, rows and
+"""The Data pages: the list of datasets with the examples, and a dataset's versions, rows and
 statistics.
 """
 
@@ -45,8 +45,8 @@ def use_example(request: AuthenticatedRequest, key: str) -> HttpResponse:
     return redirect("dataset", version.dataset_id)
 
 
-def dataset_page(request: AuthenticatedRequest, dataset_id: int) -> HttpResponse:
-    """The rows of a data set; `?version=N` shows an older version."""
+def show_dataset(request: AuthenticatedRequest, dataset_id: int) -> HttpResponse:
+    """The rows of a dataset; `?version=N` shows an older version."""
     dataset = get_visible(Dataset, request.user, dataset_id, "owner", "team")
     versions = list(dataset.versions.select_related("upload"))
     version = find_version(versions, request.GET.get("version", ""))
@@ -75,7 +75,7 @@ def find_version(versions: list[DatasetVersion], requested: str) -> DatasetVersi
     for version in versions:
         if version.number == wanted:
             return version
-    raise NotFound(f"Version {requested[:20]} of this data set not found.")
+    raise NotFound(f"Version {requested[:20]} of this dataset not found.")
 
 
 @require_POST

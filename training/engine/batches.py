@@ -113,11 +113,9 @@ def batch_sequences(sequences: Iterable[tuple[int, PackedRows]], config: RunConf
     """Group (length, sequence) pairs, shortest first, into as few batches as the limit allows. A
     sequence longer than the limit gets a batch of its own.
     """
-    is_counted_in_rows, limit = (
-        config.batch_unit == "rows",
-        config.per_device_train_batch_size
-        if config.batch_unit == "rows"
-        else config.max_tokens_per_batch,
+    is_counted_in_rows = config.batch_unit == "rows"
+    limit = (
+        config.per_device_train_batch_size if is_counted_in_rows else config.max_tokens_per_batch
     )
     batches: list[Batch] = []
     for length, packed in sequences:

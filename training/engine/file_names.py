@@ -2,8 +2,5 @@
 
 ADAPTER_FILES = ("adapter_model.safetensors", "adapter_config.json")
 MODEL_FILE = "model.safetensors"  # after full fine-tuning
-STATE_FILES = (
-    "state.safetensors",
-    "state.json",
-    "manifest.json",
-)  # of a checkpoint, besides the weights
+# The files of a checkpoint besides the weights
+STATE_FILES = ("state.safetensors", "state.json", "manifest.json")

@@ -134,7 +134,7 @@ def fit_least_squares(
         measured = [np.asarray(sample[name], dtype=float) for *_, sample in samples]
         if len({len(one) for one in measured}) > 1:
             measured = [one[[one.sum(axis=1).argmax()]] for one in measured]
-        targets = np.stack(measured)  # (samples, moments, kinds)
+        targets = np.stack(measured)  # (samples, snapshots, kinds)
         flat = targets.reshape(len(samples), -1)
         solution = np.linalg.lstsq(features / scale, flat, rcond=1e-9)[0] / scale[:, None]
         coefficients[name] = solution.reshape(-1, *targets.shape[1:]).transpose(1, 0, 2)
@@ -146,7 +146,7 @@ def fit_least_squares(
 
 
 def prune_dominated(coefficients: Floats, layers: int) -> Floats:
-    """Keep the snapshots that are the peak for some batch and size: a handful of hundreds."""
+    """Keep the snapshots that are the peak for some batch and size: a handful out of hundreds."""
     shapes = [
         BatchShape(r, t, max(1, int(share * r * t)))
         for r in (1, 4, 32)

@@ -90,7 +90,7 @@ class MethodSettings:
     )
     dropout: float = setting_field(
         0.0,
-        "Fraction of the update's inputs that is dropped at random. Raise it for small data sets. "
+        "Fraction of the update's inputs that is dropped at random. Raise it for small datasets. "
         "About a third slower on a CPU.",
         recommended="0 to 0.1",
         bounds=(0, 0.9),

@@ -144,9 +144,8 @@ def update_devices(readings: list[DeviceReading] | None = None, host: str | None
     """Store the state of a host's devices. A known device without a reading becomes missing."""
     readings = read_devices() if readings is None else readings
     with transaction.atomic():
-        audit.acquire_advisory_lock(
-            "audit"
-        )  # before the devices, in the lock order of an admission
+        # Before the devices: an admission takes its locks in this order, too
+        audit.acquire_advisory_lock("audit")
         host_row, _ = Host.objects.update_or_create(
             name=host or get_host_name(), defaults={"reported_at": Now()}
         )

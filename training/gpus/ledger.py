@@ -68,7 +68,7 @@ def build_month_report(moment: datetime, now: datetime | None = None) -> list[Us
     return sorted(rows, key=lambda row: (-row.seconds, row.team, row.user))
 
 
-def used_this_month(
+def get_seconds_this_month(
     field: str, now: datetime | None = None, **filters: object
 ) -> dict[int | None, float]:
     """Seconds of this month by `field`, which is `team_id` (None for no team) or `user_id`."""
@@ -80,12 +80,12 @@ def used_this_month(
     return seconds
 
 
-def used_by_run(run_id: int, now: datetime | None = None) -> float:
+def get_run_seconds(run_id: int, now: datetime | None = None) -> float:
     """Seconds over all attempts of a run."""
-    return used_by_runs([run_id], now).get(run_id, 0.0)
+    return get_seconds_by_run([run_id], now).get(run_id, 0.0)
 
 
-def used_by_runs(runs: Collection[int], now: datetime | None = None) -> dict[int, float]:
+def get_seconds_by_run(runs: Collection[int], now: datetime | None = None) -> dict[int, float]:
     """Seconds of each of these runs that has used a device."""
     now = now or timezone.now()
     seconds: dict[int, float] = defaultdict(float)

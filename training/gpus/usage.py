@@ -88,7 +88,7 @@ def list_team_usage(user: User, pool: Pool) -> list[TeamUsage]:
     }
     allocations = Allocation.objects.filter(device__pool=pool, released_at=None)
     device_counts: Counter[int | None] = Counter(allocations.values_list("team_id", flat=True))
-    used = ledger.used_this_month("team_id", now, device__pool=pool)
+    used = ledger.get_seconds_this_month("team_id", now, device__pool=pool)
     teams: list[Team | None] = list(
         Team.objects.order_by("name")
         if visible_ids is None
@@ -120,7 +120,7 @@ def list_person_usage() -> list[PersonUsage]:
     device_counts = Counter(
         Allocation.objects.filter(released_at=None).values_list("user", flat=True)
     )
-    used = ledger.used_this_month("user_id", now)
+    used = ledger.get_seconds_this_month("user_id", now)
     rows = []
     for user in User.objects.filter(is_active=True).order_by("username"):
         quota = quotas.get(user.pk) or PersonalQuota(user=user)
@@ -154,7 +154,7 @@ def get_own_hours(user: User) -> MonthlyHours | None:
     quota = PersonalQuota.objects.filter(user=user).exclude(hours_per_month=None).first()
     if quota is None:
         return None
-    used = ledger.used_this_month("user_id", now, user=user).get(user.pk, 0.0)
+    used = ledger.get_seconds_this_month("user_id", now, user=user).get(user.pk, 0.0)
     return build_monthly_hours(used, quota.hours_per_month, quota.is_hard_budget, now)
 
 

@@ -40,7 +40,7 @@ def recover_lost_jobs() -> None:
 
 
 def is_lost(job: Job) -> bool:
-    """Has the job no heartbeat for too long, or a worker on this host that has ended?"""
+    """Whether the job has sent no heartbeat for too long, or its worker on this host has exited."""
     timeout = timedelta(seconds=KINDS[job.kind].lost_seconds)
     if job.heartbeat_at is None or job.heartbeat_at < timezone.now() - timeout:
         return True

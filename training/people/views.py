@@ -15,11 +15,10 @@ from django.urls import reverse_lazy
 from django.views.decorators.cache import never_cache
 from django.views.decorators.http import require_POST
 
-from training.people import teams
+from training.people import teams, tokens
 from training.people.models import Role, Scope
 from training.people.requests import AuthenticatedRequest, parse_id
 from training.people.sign_in_attempts import WINDOW_SECONDS, clear_attempts, count_attempt
-from training.people.tokens import create_token, revoke_token
 
 MAX_TRIES = 10  # for one user name from one address
 MAX_TRIES_FROM_ONE_ADDRESS = 100
@@ -74,16 +73,16 @@ class ChangePassword(auth.PasswordChangeView):
 
     def form_valid(self, form: Any) -> HttpResponse:
         form.user.must_change_password = False
-        answer = super().form_valid(form)
+        response = super().form_valid(form)
         messages.success(self.request, "Your password has been changed.")
-        return answer
+        return response
 
 
-def account_page(request: AuthenticatedRequest) -> HttpResponse:
-    return render(request, "people/account.html", account_context(request))
+def show_account(request: AuthenticatedRequest) -> HttpResponse:
+    return render(request, "people/account.html", build_account_context(request))
 
 
-def account_context(request: AuthenticatedRequest) -> dict[str, Any]:
+def build_account_context(request: AuthenticatedRequest) -> dict[str, Any]:
     visible_teams = teams.visible_teams(request.user)
     return {
         "tokens": request.user.tokens.order_by("-created_at"),
@@ -98,37 +97,39 @@ def account_context(request: AuthenticatedRequest) -> dict[str, Any]:
 
 @require_POST
 @never_cache
-def token_new(request: AuthenticatedRequest) -> HttpResponse:
+def create_token(request: AuthenticatedRequest) -> HttpResponse:
     """Only this response contains the secret: it is in no URL, session or cache."""
-    _, secret = create_token(
+    _, secret = tokens.create_token(
         request.user, request.POST.get("name", ""), request.POST.get("scope", Scope.READ)
     )
-    return render(request, "people/account.html", {**account_context(request), "secret": secret})
+    return render(
+        request, "people/account.html", {**build_account_context(request), "secret": secret}
+    )
 
 
 @require_POST
-def token_revoke(request: AuthenticatedRequest, token_id: int) -> HttpResponse:
-    revoke_token(request.user, token_id)
+def revoke_token(request: AuthenticatedRequest, token_id: int) -> HttpResponse:
+    tokens.revoke_token(request.user, token_id)
     messages.success(request, "Token revoked.")
     return redirect("account")
 
 
 @require_POST
-def team_new(request: AuthenticatedRequest) -> HttpResponse:
+def create_team(request: AuthenticatedRequest) -> HttpResponse:
     team = teams.create_team(request.user, request.POST.get("name", ""))
     messages.success(request, f"Team {team} created. Add its members.")
     return redirect("account")
 
 
 @require_POST
-def team_share(request: AuthenticatedRequest) -> HttpResponse:
+def share_with_team(request: AuthenticatedRequest) -> HttpResponse:
     """Choose the team that new items are shared with."""
     teams.set_sharing_team(request.user, parse_id(request.POST.get("team", "")) or None)
     return redirect("account")
 
 
 @require_POST
-def team_role(request: AuthenticatedRequest, team_id: int) -> HttpResponse:
+def change_role(request: AuthenticatedRequest, team_id: int) -> HttpResponse:
     """Add a user to a team, change their role, or (role `remove`) remove them."""
     team, name, role = (
         teams.get_team(request.user, team_id),
@@ -145,7 +146,7 @@ def team_role(request: AuthenticatedRequest, team_id: int) -> HttpResponse:
 
 
 @require_POST
-def guide_dismiss(request: AuthenticatedRequest) -> HttpResponse:
+def dismiss_guide(request: AuthenticatedRequest) -> HttpResponse:
     request.user.guide_dismissed = True
     request.user.save(update_fields=["guide_dismissed"])
     return redirect("runs")

@@ -66,7 +66,7 @@ class Run(Owned):
     pool = models.ForeignKey(Pool, null=True, on_delete=models.PROTECT, related_name="runs")
     priority = models.CharField(max_length=10, choices=Priority.choices, default=Priority.NORMAL)
     moved_up_at = models.DateTimeField(null=True)  # when it became the first of its owner's runs
-    # queue.py: place, reason, times
+    # Position, reason and estimated start while it waits (queue/reasons.py)
     queue_info: models.JSONField[dict[str, Any], dict[str, Any]] = models.JSONField(default=dict)
     queued_at = models.DateTimeField()
     not_before = models.DateTimeField(null=True)

@@ -39,7 +39,7 @@ class RunFiltersIn(Schema):
     state: str = ""
     model: str = Field("", max_length=200, description="name of the base model")
     owner: str = Field("", max_length=200)
-    data: str = Field("", max_length=200, description="name of the data set")
+    data: str = Field("", max_length=200, description="name of the dataset")
     method: str = Field("", max_length=40)
     q: str = Field("", max_length=100, description="search text in names, tags and notes")
     tag: str = Field("", max_length=40)

@@ -9,7 +9,7 @@ from typing import Any
 
 from django.utils import timezone
 
-from training.gpus.ledger import used_by_run
+from training.gpus.ledger import get_run_seconds
 from training.runs.models import Run
 from training.runs.states import ACTIVE, State
 
@@ -102,5 +102,5 @@ def get_comparison_figures(run: Run) -> dict[str, Any]:
         "tokens_per_second": run.tokens_per_second,
         "trainable_parameters": run.start_info.get("trainable_parameters"),
         "step": run.step or None,
-        "device_seconds": used_by_run(run.pk) if run.finished_at else None,
+        "device_seconds": get_run_seconds(run.pk) if run.finished_at else None,
     }

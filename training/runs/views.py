@@ -239,7 +239,7 @@ def download_config(request: AuthenticatedRequest, run_id: int) -> HttpResponse:
 def download_csv(request: AuthenticatedRequest, run_id: int) -> HttpResponseBase:
     run = get_visible(Run, request.user, run_id)
     return as_attachment(
-        StreamingHttpResponse(async_chunks(table.write_csv(run)), content_type="text/csv"),
+        StreamingHttpResponse(async_chunks(table.stream_csv(run)), content_type="text/csv"),
         run,
         "csv",
     )
@@ -248,7 +248,7 @@ def download_csv(request: AuthenticatedRequest, run_id: int) -> HttpResponseBase
 def download_parquet(request: AuthenticatedRequest, run_id: int) -> HttpResponse:
     run = get_visible(Run, request.user, run_id)
     return as_attachment(
-        HttpResponse(table.write_parquet(run), content_type="application/octet-stream"),
+        HttpResponse(table.encode_parquet(run), content_type="application/octet-stream"),
         run,
         "parquet",
     )

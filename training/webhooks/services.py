@@ -111,7 +111,7 @@ def private_address_message(url: httpx.URL) -> str:
 
 
 def is_public_address(text: str) -> bool:
-    """Is this a public IP address? If it embeds an IPv4 address, that one must be public too."""
+    """Whether this is a public IP address. An IPv4 address inside it must be public too."""
     address = ipaddress.ip_address(text.partition("%")[0])
     if isinstance(address, ipaddress.IPv6Address):
         inner = (
@@ -174,8 +174,8 @@ def prune_deliveries(job: Job, _end: object) -> None:
 
 
 async def send_delivery(delivery: Delivery) -> tuple[bool, str]:
-    """Was it accepted, and a description of the outcome. TIMEOUT_SECONDS limit the whole exchange,
-    however slowly the server responds.
+    """Whether the message was accepted, and a description of the outcome. TIMEOUT_SECONDS limits
+    the whole exchange, however slowly the server responds.
     """
     try:
         status = await asyncio.wait_for(post_delivery(delivery), TIMEOUT_SECONDS)

@@ -12,13 +12,13 @@ from training.webhooks import services
 
 
 @require_POST
-def webhook_new(request: AuthenticatedRequest) -> HttpResponse:
+def create_webhook(request: AuthenticatedRequest) -> HttpResponse:
     services.add_webhook(request.user, request.POST.get("url", ""))
     messages.success(request, "Webhook added. It gets a signed message when one of your runs ends.")
     return redirect("account")
 
 
 @require_POST
-def webhook_remove(request: AuthenticatedRequest, webhook_id: int) -> HttpResponse:
+def remove_webhook(request: AuthenticatedRequest, webhook_id: int) -> HttpResponse:
     services.remove_webhook(request.user, webhook_id)
     return redirect("account")

@@ -17,8 +17,7 @@ from training.datasets.examples import add_example
 from training.jobs.runner import run_lane
 from training.people.models import Team, User
 from training.people.teams import add_member
-from training.runs.launch.request import LaunchRequest
-from training.runs.launch.request import launch_runs as launch_request
+from training.runs.launch.request import LaunchRequest, launch_runs
 from training.runs.models import Run
 from training.runs.states import UNFINISHED
 from training.runs.worker.supervisor import supervise_run
@@ -102,6 +101,6 @@ def launch_example(
 ) -> Run:
     data = add_example(user, example)
     request = LaunchRequest(user=user, base_model=model, data=data, settings=settings, name=title)
-    run = launch_request(request, accept_warnings=True)
+    run = launch_runs(request, accept_warnings=True)
     assert isinstance(run, Run)
     return run

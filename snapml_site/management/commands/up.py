@@ -22,7 +22,7 @@ from django.core.management.base import BaseCommand
 from django.db import connections
 
 from snapml_site.backups import check_schema
-from snapml_site.first_admin import first_admin_message
+from snapml_site.first_admin import prepare_first_admin
 from snapml_site.processes import ManagedProcess, build_processes
 from training.errors import UserError
 
@@ -66,7 +66,7 @@ class Command(BaseCommand):
         lock = acquire_lock()
         check_port_free(host, port)
         prepare_database()
-        sign_in_message = first_admin_message()
+        sign_in_message = prepare_first_admin()
         connections.close_all()
         # With INFERENCE_URL, an external server is used, such as vLLM
         has_own_inference = not settings.INFERENCE_URL

@@ -19,7 +19,7 @@ class Migration(migrations.Migration):
             fields=[
                 ('id', models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name='ID')),
                 ('name', models.CharField(max_length=200, unique=True)),
-                ('source', models.CharField(choices=[('builtin', 'Built in'), ('folder', 'Folder on the server'), ('hub', 'Hugging Face hub')], max_length=20)),
+                ('source', models.CharField(choices=[('builtin', 'Built in'), ('folder', 'Folder on the server'), ('hub', 'Hugging Face Hub')], max_length=20)),
                 ('location', models.CharField(max_length=500)),
                 ('revision', models.CharField(blank=True, max_length=100)),
                 ('state', models.CharField(choices=[('waiting', 'Waiting'), ('importing', 'Importing'), ('ready', 'Ready'), ('failed', 'Failed')], default='waiting', max_length=20)),

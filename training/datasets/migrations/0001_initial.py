@@ -27,7 +27,6 @@ class Migration(migrations.Migration):
                 ('team', models.ForeignKey(null=True, on_delete=django.db.models.deletion.SET_NULL, related_name='+', to='people.team')),
             ],
             options={
-                'verbose_name': 'data set',
                 'ordering': ['-created_at'],
             },
         ),

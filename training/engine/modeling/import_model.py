@@ -54,7 +54,7 @@ def download_from_hub(source: str, target: Path, revision: str) -> None:
     from huggingface_hub import HfApi, snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
-    emit_message(done=0.02, message="connecting to the hub")
+    emit_message(done=0.02, message="connecting to the Hub")
     try:
         file_names = HfApi().list_repo_files(source, revision=revision or None)
         if not any(name.endswith(".safetensors") for name in file_names):
@@ -67,15 +67,15 @@ def download_from_hub(source: str, target: Path, revision: str) -> None:
             source, revision=revision or None, allow_patterns=HUB_FILES, local_dir=target
         )
     except HFValidationError as error:
-        raise UserError(f"{source!r} is not a hub id such as `owner/model`: {error}") from error
+        raise UserError(f"{source!r} is not a Hub id such as `owner/model`: {error}") from error
     except HfHubHTTPError as error:
         raise UserError(
-            f"The hub rejected {source}: {error}. Check the id and the revision. Gated models need "
+            f"The Hub rejected {source}: {error}. Check the id and the revision. Gated models need "
             "HF_TOKEN."
         ) from error
     except (OSError, ConnectionError) as error:
         raise UserError(
-            f"The hub is unreachable from this machine ({type(error).__name__}). Copy the model "
+            f"The Hub is unreachable from this machine ({type(error).__name__}). Copy the model "
             "to a folder instead."
         ) from error
     shutil.rmtree(target / ".cache", ignore_errors=True)

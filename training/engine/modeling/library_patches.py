@@ -50,7 +50,7 @@ def patch_cached_generation() -> None:
     PeftModelForCausalLM.prepare_inputs_for_generation = prepare_inputs
 
 
-def patch_repacking(model: Any) -> Any:
+def disable_repacking(model: Any) -> Any:
     """On CPUs with AVX512-BF16, a forward in eval mode repacks NF4 weights in place. Later
     gradients are wrong (relative error 1.09) at almost the same loss, and merging returns garbage.
     Call this right after loading.

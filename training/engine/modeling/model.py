@@ -18,7 +18,7 @@ from torch.nn import functional
 from training.engine.config import RunConfig
 from training.engine.data.conversations import IGNORE_INDEX
 from training.engine.methods import METHODS
-from training.engine.modeling.library_patches import patch_repacking
+from training.engine.modeling.library_patches import disable_repacking
 from training.engine.modeling.short_attention import use_short_attention
 from training.errors import ConfigError
 
@@ -109,7 +109,7 @@ def load_base(
         raise ConfigError(
             f"The base model in {folder.name} cannot be loaded: {error}", field="model"
         ) from error
-    return patch_repacking(model) if quantized else model.to(device)
+    return disable_repacking(model) if quantized else model.to(device)
 
 
 def build_nf4_config(dtype: torch.dtype) -> Any:
@@ -236,8 +236,8 @@ class LabeledPositionsHead:
     def compute_loss_at_positions(
         self, model: Any, ids: Tensor, indices: Tensor, targets: Tensor, positions: Tensor | None
     ) -> Tensor:
-        """Return the same from the indices (into rows x tokens) whose next token is a label, and
-        from these labels, `targets`.
+        """Like `compute_loss_sum`. `targets` are the labels, and `indices` (into rows x tokens) the
+        positions before them.
         """
         self._selection = (indices, ids.shape[1])
         try:

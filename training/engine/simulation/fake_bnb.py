@@ -21,7 +21,7 @@ def count_nf4_overhead(numel: int) -> int:
     return 64 + blocks + 4 * -(-blocks // ABSMAX_BLOCK) + 1024 + 4
 
 
-def optimizer_8bit_workspace(parameter: Tensor) -> int:
+def count_8bit_workspace_bytes(parameter: Tensor) -> int:
     """Temporary bytes of bitsandbytes' optimizer step on a CPU (bitsandbytes/backends/cpu/ops.py).
 
     It holds fp32 copies of both states, the gradient, twice the root of the second moment, and the
@@ -90,7 +90,7 @@ def replace_with_4bit_layers(model: Any, dtype: torch.dtype) -> None:
     model.is_loaded_in_4bit = True
 
 
-def adamw8bit_state_bytes(numel: int) -> int:
+def count_8bit_state_bytes(numel: int) -> int:
     """Bytes of AdamW's 8-bit state of a tensor: two moments and their block scales. Small tensors
     keep fp32 states (bitsandbytes 0.50).
     """

@@ -30,8 +30,8 @@ from training.engine.modeling.model import (
 )
 from training.engine.modeling.optimizers import make_optimizer
 from training.engine.simulation.fake_bnb import (
-    adamw8bit_state_bytes,
-    optimizer_8bit_workspace,
+    count_8bit_state_bytes,
+    count_8bit_workspace_bytes,
     replace_with_4bit_layers,
 )
 from training.engine.simulation.storage_tracker import StorageTracker
@@ -167,7 +167,7 @@ class SimulatedStep:
         """Create the optimizer's state as it is from the second step on."""
         if self.optimizer is None:
             self.optimizer_state = [
-                torch.empty(adamw8bit_state_bytes(p.numel()), dtype=torch.uint8)
+                torch.empty(count_8bit_state_bytes(p.numel()), dtype=torch.uint8)
                 for p in trained_parameters
             ]
             self.tracker.relabel_tensors(self.optimizer_state, "optimizer")
@@ -202,7 +202,7 @@ class SimulatedStep:
             self.optimizer.step()
         elif self.tracker.device == "cpu":  # On CUDA one kernel works in place
             for parameter in trained_parameters:
-                torch.empty(optimizer_8bit_workspace(parameter), dtype=torch.uint8)
+                torch.empty(count_8bit_workspace_bytes(parameter), dtype=torch.uint8)
         for parameter in trained_parameters:
             parameter.grad = None
         self.is_measuring = True

@@ -109,17 +109,18 @@ def get_state_tensors(state: CheckpointState) -> dict[str, Tensor]:
 
 def load_checkpoint(folder: Path, state: CheckpointState) -> dict[str, Any]:
     """Restore weights, optimizer and random state. Returns the saved trainer state with `step` and
-    `restarted`.
+    `is_optimizer_reset`.
 
-    `restarted` is true if the checkpoint comes from a different optimizer class. Then only the
-    weights are restored and the optimizer starts fresh.
+    `is_optimizer_reset` is true if the checkpoint comes from a different optimizer class. Then only
+    the weights are restored and the optimizer starts fresh.
     """
     tensors = load_file(folder / STATE_FILES[0])
     raw = {name: value for name, value in tensors.items() if name.startswith(weights.RAW_PREFIX)}
     weights.read_weights(state.model, folder, raw)
     trainer_state: dict[str, Any] = json.loads((folder / STATE_FILES[1]).read_text())
-    trainer_state["restarted"] = trainer_state.pop("optimizer") != optimizer_kind(state.optimizer)
-    if not trainer_state["restarted"]:
+    saved_optimizer = trainer_state.pop("optimizer")
+    trainer_state["is_optimizer_reset"] = saved_optimizer != optimizer_kind(state.optimizer)
+    if not trainer_state["is_optimizer_reset"]:
         optimizer_state = {
             name.removeprefix(OPTIMIZER_PREFIX): value
             for name, value in tensors.items()

@@ -226,7 +226,7 @@ def resume_from_checkpoint(session: Session, attempt: int) -> Iterator[Event]:
     if latest is not None:
         trainer_state = checkpoint.load_checkpoint(latest, session.get_checkpoint_state())
         session.step = session.saved_step = trainer_state.pop("step")
-        if trainer_state.pop("restarted"):
+        if trainer_state.pop("is_optimizer_reset"):
             message = (
                 "The checkpoint was saved with a different optimizer. Its weights are restored; "
                 "the optimizer state is reset."

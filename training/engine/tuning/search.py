@@ -152,9 +152,8 @@ def build_search_space(config: RunConfig, module_sets: list[str]) -> dict[str, B
             log=True,
         ),
         "rank": CategoricalDistribution(candidate_ranks(config.rank)),
-        "alpha": CategoricalDistribution(
-            sorted({1.0, 2.0, config.alpha / config.rank})
-        ),  # Multiples of the rank
+        # Multiples of the rank
+        "alpha": CategoricalDistribution(sorted({1.0, 2.0, config.alpha / config.rank})),
         "target_modules": CategoricalDistribution(module_sets),
     }
     return {
@@ -184,7 +183,7 @@ def compute_rungs(budget: int, config: RunConfig, total_steps: int) -> list[int]
     """Steps at which trials are compared. A complete trial takes about a quarter of the budget;
     stopped trials take half or a quarter of that.
 
-    No rung lies within the warm-up, where all learning rates give similar losses.
+    No rung lies within the warmup, where all learning rates give similar losses.
     """
     warmup_steps = math.ceil(config.warmup_ratio * total_steps)
     full_steps = max(4, min(budget // 4, total_steps // 2))

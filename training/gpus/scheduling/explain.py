@@ -70,7 +70,7 @@ def format_behind_message(details: Details, _pool_state: PoolState) -> str:
     return "1 run is ahead of it." if ahead == 1 else f"{ahead} runs are ahead of it."
 
 
-# Each completes "place 1 of 2: ..."
+# Each completes "position 1 of 2: ..."
 REASON_MESSAGES: dict[str, Callable[[Details, PoolState], str]] = {
     "full": format_full_message,
     "reserved": format_reservation_message,

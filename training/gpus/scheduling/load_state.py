@@ -57,7 +57,7 @@ def load_pool_state(
             quota.team_id or NO_TEAM: team_quota
             for quota, team_quota in load_team_quotas(pool, now)
         },
-        people=load_user_usage(pool, now),
+        users=load_user_usage(pool, now),
         runs_per_device=pool.runs_per_device,
         min_run_seconds=pool.min_run_seconds,
         is_on_hold=pool.is_on_hold,
@@ -117,7 +117,9 @@ def load_running_jobs(
 def load_team_quotas(pool: Pool, now: datetime) -> list[tuple[Quota, TeamQuota]]:
     quotas = list(Quota.objects.filter(pool=pool).select_related("team"))
     has_hard_budget = any(get_seconds_left(quota, 0.0) is not None for quota in quotas)
-    used = ledger.used_this_month("team_id", now, device__pool=pool) if has_hard_budget else {}
+    used = (
+        ledger.get_seconds_this_month("team_id", now, device__pool=pool) if has_hard_budget else {}
+    )
     return [(quota, build_team_quota(quota, used.get(quota.team_id, 0.0))) for quota in quotas]
 
 
@@ -147,7 +149,7 @@ def load_user_usage(pool: Pool, now: datetime) -> dict[int, UserUsage]:
     quotas = {quota.user_id: quota for quota in PersonalQuota.objects.all()}
     recent_usage = ledger.compute_decayed_usage(now)
     has_hard_budget = any(get_seconds_left(quota, 0.0) is not None for quota in quotas.values())
-    used = ledger.used_this_month("user_id", now) if has_hard_budget else {}
+    used = ledger.get_seconds_this_month("user_id", now) if has_hard_budget else {}
     elsewhere_counts = Counter(
         Allocation.objects.filter(released_at=None)
         .exclude(device__pool=pool)

@@ -13,7 +13,7 @@ from training.gpus.scheduling.placement import PlacementState
 from training.gpus.scheduling.state import PendingJob, RunningJob
 
 
-def victims_for(
+def find_victims(
     placement: PlacementState, pending: PendingJob, now: float
 ) -> tuple[int, list[RunningJob]] | None:
     """Return the device and the runs to evict from it, or None if no eviction would help."""
@@ -25,7 +25,8 @@ def victims_for(
         # Add victims until the run fits
         victims: list[RunningJob] = []
         for job in sorted(
-            (h for h in placement.jobs_on[device.id] if h.run in preemptible), key=_eviction_order
+            (job for job in placement.jobs_on[device.id] if job.run in preemptible),
+            key=_eviction_order,
         ):
             if placement.can_fit(pending, device.id, without=victims):
                 break
@@ -39,8 +40,8 @@ def victims_for(
                 victims = rest
         cost = (
             len(victims),
-            sum(h.priority != "background" for h in victims),
-            -min(h.started for h in victims),
+            sum(job.priority != "background" for job in victims),
+            -min(job.started for job in victims),
         )
         if best is None or cost < best[0]:
             best = (cost, device.id, victims)
@@ -62,11 +63,11 @@ def find_preemptible(placement: PlacementState, now: float) -> set[int]:
             by_team.setdefault(job.team, []).append(job)
     for team, jobs in by_team.items():
         urgent_count = sum(
-            h.team == team and h.priority == "urgent" for h in placement.running_jobs.values()
+            job.team == team and job.priority == "urgent" for job in placement.running_jobs.values()
         )
         num_excess = len(jobs) + urgent_count - placement.pool_state.quota_for(team).guaranteed
         preemptible |= {
-            job.run for job in sorted(jobs, key=lambda h: -h.started)[: max(0, num_excess)]
+            job.run for job in sorted(jobs, key=lambda job: -job.started)[: max(0, num_excess)]
         }
     return {
         run

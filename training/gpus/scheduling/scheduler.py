@@ -18,7 +18,7 @@ from collections import defaultdict
 from dataclasses import dataclass, replace
 
 from training.gpus.scheduling.placement import PlacementState
-from training.gpus.scheduling.preemption import victims_for
+from training.gpus.scheduling.preemption import find_victims
 from training.gpus.scheduling.state import (
     PRIORITIES,
     BlockReason,
@@ -30,7 +30,7 @@ from training.gpus.scheduling.state import (
 
 # Runs without a free device that one pass examines (Slurm's bf_max_job_test: 500)
 MAX_EXAMINED = 200
-# Team and user. Each pair has a queue of its own, sorted as the user wants it.
+# Team and user. Each pair has a queue of its own, in the order that the user chose.
 QueueKey = tuple[int, int]
 
 
@@ -305,7 +305,7 @@ class Scheduler(PlacementState):
 
         # Runs within their guarantee and urgent runs may evict others
         if evict and (self.is_within_guarantee(pending) or pending.priority == "urgent"):
-            eviction_plan = victims_for(self, pending, now)
+            eviction_plan = find_victims(self, pending, now)
             if eviction_plan is not None:
                 device_id, victims = eviction_plan
                 decision.evictions |= {job.run: pending.run for job in victims}

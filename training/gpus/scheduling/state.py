@@ -11,11 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 # From first to last. Only admins grant `urgent`; `background` runs can always be preempted.
-PRIORITIES = (
-    "urgent",
-    "normal",
-    "background",
-)
+PRIORITIES = ("urgent", "normal", "background")
 MAX_EVICTIONS_PER_DAY = 3  # per run; a run that reached it is protected
 EVICTION_GRACE_SECONDS = 60.0  # expected time from the request to the freed device
 NO_TEAM = 0  # stands for the users without a team
@@ -120,7 +116,7 @@ class PoolState:
     running_jobs: Sequence[RunningJob] = ()
     waiting: Sequence[PendingJob] = ()
     teams: Mapping[int, TeamQuota] = field(default_factory=dict)
-    people: Mapping[int, UserUsage] = field(default_factory=dict)
+    users: Mapping[int, UserUsage] = field(default_factory=dict)
     runs_per_device: int = 1  # maximum number of runs that share a device
     min_run_seconds: float = 600.0  # a run is not preempted earlier after its start
     is_on_hold: bool = False
@@ -130,7 +126,7 @@ class PoolState:
         return self.teams.get(team, TeamQuota())
 
     def usage_for(self, user: int) -> UserUsage:
-        return self.people.get(user, UserUsage())
+        return self.users.get(user, UserUsage())
 
 
 @dataclass(frozen=True)

@@ -22,14 +22,16 @@ from training.runs.forecast.token_lengths import TokenLengths, count_trained_wit
 
 # The settings that decide which rows are batched together, and for how many steps.
 BATCH_SETTINGS = (
-    *(
-        "epochs",
-        "max_steps",
-        "gradient_accumulation_steps",
-        "batch_unit",
-        "per_device_train_batch_size",
-    ),
-    *("max_tokens_per_batch", "micro_batch_splits", "packing", "max_length", "seed"),
+    "epochs",
+    "max_steps",
+    "gradient_accumulation_steps",
+    "batch_unit",
+    "per_device_train_batch_size",
+    "max_tokens_per_batch",
+    "micro_batch_splits",
+    "packing",
+    "max_length",
+    "seed",
 )
 # Up to this many rows x epochs, steps are planned exactly (0.2 s); above, one epoch is scaled up.
 MAX_EXACT_ROWS = 100_000

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from training.catalog.metadata import linear_layers
+from training.catalog.metadata import list_linear_layers
 from training.catalog.models import BaseModel
 from training.datasets.models import DatasetVersion
 from training.engine.config import RunConfig
@@ -120,7 +120,7 @@ def count_lora_parameters(model: BaseModel, config: RunConfig) -> int | None:
     if "rank" not in METHODS[config.method].settings or config.use_dora or config.rank_pattern:
         return None
     target_modules = [name.strip() for name in config.target_modules.split(",") if name.strip()]
-    layers = linear_layers(model.folder)
+    layers = list_linear_layers(model.folder)
     shapes = [
         shape
         for name, shape in layers

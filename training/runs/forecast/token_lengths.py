@@ -1,4 +1,4 @@
-"""Token lengths of a data set under a model's tokenizer, measured once and cached next to the data,
+"""Token lengths of a dataset under a model's tokenizer, measured once and cached next to the data,
 and previews of single rows token by token.
 
 Both run in a child process (`training.engine.data.preview`), because a model's chat template is
@@ -28,7 +28,7 @@ from training.engine.config import RunConfig
 from training.engine.files import write_atomically
 from training.errors import UserError
 
-# About 1 ms each. Of a larger data set every n-th row is measured, and the page says so.
+# About 1 ms each. Of a larger dataset every n-th row is measured, and the page says so.
 MAX_MEASURED_ROWS = 20_000
 LENGTH_CHOICES = (128, 256, 512, 1024, 2048, 4096, 8192)  # of the data page
 TIMEOUT_SECONDS = 150
@@ -61,7 +61,7 @@ class TokenLengths:
     first_trained: NDArray[np.int32]
     # Trained tokens before that position, for each of LENGTH_CHOICES.
     trained_by_length: dict[int, NDArray[np.int32]]
-    rows: int  # of the whole data set; a large one is only measured in part
+    rows: int  # of the whole dataset; a large one is only measured in part
     template: str
     fault: str
 
@@ -78,7 +78,7 @@ class TokenLengths:
 
     @property
     def sample_scale(self) -> float:
-        """Rows of the data set per measured row."""
+        """Rows of the dataset per measured row."""
         return self.rows / max(1, self.measured_rows)
 
 

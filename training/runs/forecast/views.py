@@ -1,4 +1,4 @@
-"""The view of what will be trained of a data set with a chosen model: colored tokens, shares and a
+"""The view of the tokens that a model would be trained on: colored rows of a dataset, shares, and a
 histogram of lengths.
 """
 
@@ -26,7 +26,7 @@ def show_training_tokens(request: AuthenticatedRequest, version_id: int) -> Http
     """
     version = get_visible_version(request.user, version_id)
     if version is None:
-        raise NotFound(f"Data version {version_id} not found.")
+        raise NotFound(f"Dataset version {version_id} not found.")
     models = list(BaseModel.objects.filter(state=ModelState.READY).order_by("name"))
     model_id = parse_id(request.GET.get("model", ""))
     model = next(

@@ -48,7 +48,7 @@ def to_launch_request(request: AuthenticatedRequest, body: RunIn) -> LaunchReque
     if model is None:
         raise NotFound(f"Base model {body.model} not found.", field="model")
     if version is None:
-        raise NotFound(f"Data version {body.data} not found.", field="data")
+        raise NotFound(f"Dataset version {body.data} not found.", field="data")
     pool = None if body.pool is None else get_pool(body.pool)
     start_weights = None
     if body.from_version is not None:
@@ -73,7 +73,7 @@ def get_ready_model_and_data(
     version = get_visible_version(request.user, data)
     if base is None or version is None:
         raise NotFound(
-            f"Base model {model} is not ready or not found, or data version {data} is not found."
+            f"Base model {model} is not ready or not found, or dataset version {data} not found."
         )
     return base, version
 
@@ -159,8 +159,8 @@ def read_lengths(
     data: IdParam,
     max_length: Annotated[int, Query(ge=8, le=131_072)] = 512,
 ) -> Any:
-    """Token lengths of a data version with a model's tokenizer. They are measured now if they are
-    not cached, which takes seconds.
+    """Token lengths of a dataset version with a model's tokenizer. They are measured now if they
+    are not cached, which takes seconds.
     """
     base, version = get_ready_model_and_data(request, model, data)
     lengths = token_lengths.get_lengths(version, base)

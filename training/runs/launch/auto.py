@@ -12,7 +12,7 @@ from typing import Any
 
 from training.auto.plan import make_plan
 from training.auto.plan_types import GOALS, Plan, PlanInputs
-from training.catalog.metadata import linear_layers
+from training.catalog.metadata import list_linear_layers
 from training.catalog.models import BaseModel
 from training.datasets.models import DatasetVersion
 from training.engine.config import RunConfig
@@ -137,7 +137,7 @@ def build_plan_inputs(
         hidden_size=int(model.metadata["hidden_size"]),
         context_length=model.metadata.get("context_length"),
         parameters_per_rank=sum(
-            rows + columns for _, (rows, columns) in linear_layers(model.folder)
+            rows + columns for _, (rows, columns) in list_linear_layers(model.folder)
         ),
         rows=data.train_rows,
         eval_rows=data.eval_rows,

@@ -1,4 +1,4 @@
-"""The memory forecast of each method for one model and data set, and the background jobs that fit
+"""The memory forecast of each method for one model and dataset, and the background jobs that fit
 missing memory estimators one by one.
 """
 

@@ -46,7 +46,7 @@ class AutoIn(Schema):
 
 class PlanIn(AutoIn):
     model: int = Field(ge=0, le=2**53, description="id of a base model")
-    data: int = Field(ge=0, le=2**53, description="id of a data set's version")
+    data: int = Field(ge=0, le=2**53, description="id of a dataset's version")
     pool: Annotated[int, Field(ge=0, le=2**53)] | None = Field(
         None, description="id of the pool to plan for"
     )
@@ -56,7 +56,7 @@ class PlanOut(Schema):
     goal: str
     settings: dict[str, Any]
     choices: list[dict[str, Any]] = Field(
-        description="setting, value, why, instead, source, locked"
+        description="setting, value, why, alternative, source, locked"
     )
     facts: dict[str, Any]
 
@@ -128,7 +128,7 @@ class RunIn(Schema):
 
     model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [EXAMPLE_RUN]})
     model: int = Field(ge=0, le=2**53, description="id of a base model")
-    data: int = Field(ge=0, le=2**53, description="id of a data set's version")
+    data: int = Field(ge=0, le=2**53, description="id of a dataset's version")
     name: str = Field("", max_length=models.MAX_NAME_LENGTH)
     settings: dict[str, Any] = Field(
         {}, description="see GET /runs/settings; a list of values spans a sweep"

@@ -68,7 +68,7 @@ class Selection:
     def require_data(self) -> DatasetVersion:
         """Raises NotFound: no visible data is selected."""
         if self.version is None:
-            raise NotFound("Choose a data set.", field="data")
+            raise NotFound("Choose a dataset.", field="data")
         return self.version
 
     def get_placement(self) -> Placement:

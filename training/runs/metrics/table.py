@@ -18,11 +18,11 @@ from training.runs.reads import consistent_read
 CHUNKS_AT_ONCE = 64  # of 512 steps: about 3 MB in memory
 
 
-def step_columns() -> list[str]:
+def get_step_columns() -> list[str]:
     return ["step", "time", "total_tokens", *get_charted_names()]
 
 
-def eval_columns() -> list[str]:
+def get_eval_columns() -> list[str]:
     return get_metric_names("eval")
 
 
@@ -30,7 +30,7 @@ def iterate_steps(run: Run) -> Iterator[dict[str, Any]]:
     """Every step in order, with the evaluation of that step if there was one. Superseded steps are
     left out.
     """
-    names = step_columns()
+    names = get_step_columns()
     with consistent_read():
         evals = {
             event.step: event.fields
@@ -69,12 +69,12 @@ def iterate_steps(run: Run) -> Iterator[dict[str, Any]]:
 
 
 def get_eval_at(step: int, evals: dict[int, dict[str, Any]]) -> dict[str, Any]:
-    return {name: evals[step].get(name) for name in eval_columns()} if step in evals else {}
+    return {name: evals[step].get(name) for name in get_eval_columns()} if step in evals else {}
 
 
-def write_csv(run: Run) -> Iterator[bytes]:
+def stream_csv(run: Run) -> Iterator[bytes]:
     """CSV in pieces of about 1,000 steps."""
-    names = [*step_columns(), *eval_columns()]
+    names = [*get_step_columns(), *get_eval_columns()]
     buffer = io.StringIO()
     writer = csv.DictWriter(buffer, names, lineterminator="\n")
     writer.writeheader()
@@ -87,14 +87,14 @@ def write_csv(run: Run) -> Iterator[bytes]:
     yield buffer.getvalue().encode()
 
 
-def write_parquet(run: Run) -> bytes:
+def encode_parquet(run: Run) -> bytes:
     """One table, float64 except for the step; 88 bytes per step before compression."""
     import pyarrow
     import pyarrow.parquet
 
     column_types = [
         ("step", pyarrow.int64()),
-        *((name, pyarrow.float64()) for name in (*step_columns()[1:], *eval_columns())),
+        *((name, pyarrow.float64()) for name in (*get_step_columns()[1:], *get_eval_columns())),
     ]
     schema = pyarrow.schema(column_types)
     out = pyarrow.BufferOutputStream()

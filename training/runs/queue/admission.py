@@ -14,7 +14,7 @@ from django.utils import timezone
 
 from training.gpus import allocations, audit
 from training.gpus.devices import HOST_TIMEOUT
-from training.gpus.ledger import used_by_run
+from training.gpus.ledger import get_run_seconds
 from training.gpus.models import Allocation, Device, Pool, Quota
 from training.gpus.scheduling.load_state import load_pool_state
 from training.gpus.scheduling.scheduler import Scheduler
@@ -125,7 +125,7 @@ def build_pool_state(
     )
     pending_jobs = [build_pending_job(run, now, typical_durations) for run in waiting]
     return load_pool_state(
-        pool, now, pending_jobs, durations.expected_ends(running, typical_durations, now)
+        pool, now, pending_jobs, durations.estimate_ends(running, typical_durations, now)
     )
 
 
@@ -139,7 +139,7 @@ def build_pending_job(
         submitted=run.queued_at.timestamp(),
         memory=run.forecast.get("peak"),
         priority=run.priority,
-        seconds=durations.expected_seconds(run, typical_durations),
+        seconds=durations.estimate_remaining_seconds(run, typical_durations),
         moved_up_at=run.moved_up_at.timestamp() if run.moved_up_at else 0.0,
         is_due=run.not_before is None or run.not_before <= now,
     )
@@ -185,7 +185,7 @@ def stop_overdue_runs(now: datetime) -> None:
             device__pool=quota.pool_id, team=quota.team_id, released_at=None
         )
         for run_id in list(team_allocations.values_list("run_id", flat=True)):
-            excess_seconds = used_by_run(run_id, now) - float(quota.max_run_seconds or 0)
+            excess_seconds = get_run_seconds(run_id, now) - float(quota.max_run_seconds or 0)
             overdue_runs = Run.objects.filter(
                 pk=run_id,
                 state__in=(State.STARTING, State.RUNNING),

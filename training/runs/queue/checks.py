@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 from training.errors import Conflict, NotAllowed, UserError
 from training.gpus import audit
-from training.gpus.ledger import used_by_run
+from training.gpus.ledger import get_run_seconds
 from training.gpus.models import PersonalQuota, Pool, Quota
 from training.gpus.scheduling.explain import format_block_reason
 from training.gpus.scheduling.load_state import load_static_limits
@@ -101,7 +101,7 @@ def check_time_limit(user: User, run: Run) -> None:
     Raises:
         NotAllowed: the run has reached its time limit, and the user is not an admin.
     """
-    max_runtime, used = admission.get_max_runtime(run), used_by_run(run.pk)
+    max_runtime, used = admission.get_max_runtime(run), get_run_seconds(run.pk)
     if max_runtime is not None and used - run.waived_seconds >= max_runtime.total_seconds():
         if user.is_superuser:
             Run.objects.filter(pk=run.pk).update(waived_seconds=used)

@@ -11,12 +11,12 @@ from collections.abc import Iterable
 from datetime import datetime
 from typing import NamedTuple
 
-from training.gpus.ledger import used_by_runs
+from training.gpus.ledger import get_seconds_by_run
 from training.runs.models import Run
 from training.runs.states import ACTIVE, State
 
 MAX_SAMPLE_RUNS = 200  # the runs that finished last
-RunKind = tuple[int, str, int]  # base model, method, data version
+RunKind = tuple[int, str, int]  # base model, method, dataset version
 
 
 class TypicalDuration(NamedTuple):
@@ -36,7 +36,7 @@ def get_typical_durations() -> dict[RunKind, TypicalDuration]:
         )[:MAX_SAMPLE_RUNS]
     }
     samples: dict[RunKind, list[tuple[float, float]]] = defaultdict(list)
-    for run, used in used_by_runs(finished).items():
+    for run, used in get_seconds_by_run(finished).items():
         (model, method, data), steps = finished[run]
         samples[model, method, data].append((used / steps, used))
     return {
@@ -45,7 +45,9 @@ def get_typical_durations() -> dict[RunKind, TypicalDuration]:
     }
 
 
-def expected_seconds(run: Run, typical_durations: dict[RunKind, TypicalDuration]) -> float:
+def estimate_remaining_seconds(
+    run: Run, typical_durations: dict[RunKind, TypicalDuration]
+) -> float:
     """Seconds that a run still needs, or infinity if there is nothing to estimate from."""
     steps_left = max(0, run.total_steps - run.step)
     if run.seconds_per_step and run.total_steps:
@@ -56,12 +58,12 @@ def expected_seconds(run: Run, typical_durations: dict[RunKind, TypicalDuration]
     return typical.seconds_per_step * steps_left if run.total_steps else typical.total_seconds
 
 
-def expected_ends(
+def estimate_ends(
     runs: Iterable[Run], typical_durations: dict[RunKind, TypicalDuration], now: datetime
 ) -> dict[int, float]:
     """Expected ends of the running runs, in seconds since 1970."""
     return {
-        run.pk: now.timestamp() + expected_seconds(run, typical_durations)
+        run.pk: now.timestamp() + estimate_remaining_seconds(run, typical_durations)
         for run in runs
         if run.state in ACTIVE
     }

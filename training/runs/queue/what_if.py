@@ -41,7 +41,9 @@ def simulate_quota_edit(quota: Quota) -> list[StartShift]:
     Runs that would start later come first, then the order is by the time they were queued.
     """
     now = timezone.now()
-    used = ledger.used_this_month("team_id", now, device__pool=quota.pool).get(quota.team_id, 0.0)
+    used = ledger.get_seconds_this_month("team_id", now, device__pool=quota.pool).get(
+        quota.team_id, 0.0
+    )
     before = load_current_state(quota.pool)
     after = replace(
         before, teams={**before.teams, quota.team_id or NO_TEAM: build_team_quota(quota, used)}

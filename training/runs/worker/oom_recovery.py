@@ -44,7 +44,7 @@ def forecast_next_option(run: Run) -> None:
     Raises:
         UserError: the simulation failed.
     """
-    option = next((way for way in list_recovery_options(run) if way.memory is None), None)
+    option = next((one for one in list_recovery_options(run) if one.memory is None), None)
     if option is None:
         return
     try:
