@@ -46,7 +46,7 @@ def write_backup(folder: Path) -> None:
     folder = folder.resolve()
     home = Path(settings.HOME)
     if folder.exists():
-        raise UserError(f"{folder} exists already; name a new folder.")
+        raise UserError(f"{folder} already exists; name a new folder.")
     if folder.is_relative_to(home):
         raise UserError(f"{folder} is inside {home}; name a folder outside it.")
     folder.mkdir(parents=True)
@@ -71,16 +71,16 @@ def restore_backup(folder: Path) -> None:
     """Put a backup into an empty SNAPML_HOME and an empty database. SnapML must not be running.
 
     Raises:
-        UserError: the folder holds no finished backup, or there is data already.
+        UserError: the folder has no complete backup, or the database has users already.
     """
     home = Path(settings.HOME)
     if not (folder / MANIFEST).is_file():
-        raise UserError(f"{folder} holds no finished backup: {MANIFEST} is missing.")
+        raise UserError(f"{folder} has no complete backup: {MANIFEST} is missing.")
     manifest = json.loads((folder / MANIFEST).read_text())
     if manifest["home"] != str(home):
         raise UserError(
-            f"The backup is of {manifest['home']}, and runs keep the paths of their files. "
-            f"Set SNAPML_HOME to that folder; it is {home} now."
+            f"The backup is of {manifest['home']}, and runs store the paths of their files. "
+            f"Set SNAPML_HOME to that folder; it is {home}."
         )
     check_database_empty()
     for path in (folder / "home").iterdir():
@@ -153,7 +153,7 @@ def copy_database(path: Path) -> int:
     Returns how many rows were copied; all or none are.
 
     Raises:
-        UserError: the file is no database of this version of SnapML, or the target has users.
+        UserError: the file is not a database of this version of SnapML, or the target has users.
     """
     if not path.is_file():
         raise UserError(f"{path} does not exist.")
@@ -164,7 +164,7 @@ def copy_database(path: Path) -> int:
         if get_applied_migrations("source") != get_applied_migrations():
             raise UserError(
                 f"{path} was written by another version of SnapML. Start this version on it once, "
-                "which migrates it, and copy it then."
+                "which migrates it, then copy it."
             )
         check_schema("source")
         with transaction.atomic():
@@ -201,8 +201,8 @@ def copy_table(model: type[models.Model]) -> int:
     fields = [f for f in model._meta.local_concrete_fields if not f.generated]
     quote = connection.ops.quote_name
     columns = ", ".join(quote(field.column or "") for field in fields)
-    marks = ", ".join(["%s"] * len(fields))
-    statement = f"INSERT INTO {quote(model._meta.db_table)} ({columns}) VALUES ({marks})"  # noqa: S608
+    placeholders = ", ".join(["%s"] * len(fields))
+    statement = f"INSERT INTO {quote(model._meta.db_table)} ({columns}) VALUES ({placeholders})"  # noqa: S608
     copied = 0
     with connection.cursor() as cursor:
         for rows in read_rows(model, [field.attname for field in fields]):
@@ -236,8 +236,8 @@ def get_applied_migrations(alias: str = "default") -> list[list[str]]:
 
 
 def check_schema(alias: str = "default") -> None:
-    """Raises UserError: a table lacks a column, as in a database of a development version, whose
-    migrations were squashed since.
+    """Raises UserError: a table lacks a column. Databases of development versions do, because their
+    migrations have been squashed since.
     """
     with connections[alias].cursor() as cursor:
         for model in list_models():

@@ -28,7 +28,7 @@ def check_versions(**_kwargs: Any) -> list[CheckMessage]:
             errors.append(
                 Error(
                     f"{name} {version(name)} is older than {lowest} ({why}).",
-                    hint="make run",
+                    hint="`make run` installs the pinned versions.",
                     id="snapml.E001",
                 )
             )
@@ -53,8 +53,8 @@ def check_https(**_kwargs: Any) -> list[CheckMessage]:
     if not settings.HTTPS:
         return [
             Warning(
-                "Cookies travel unencrypted.",
-                hint="Put a TLS proxy in front, SNAPML_HTTPS=1.",
+                "Cookies are sent unencrypted.",
+                hint="Put a TLS proxy in front of SnapML and set SNAPML_HTTPS=1.",
                 id="snapml.W002",
             )
         ]

@@ -204,7 +204,7 @@ COLUMNS: tuple[Figure, ...] = (
     METRICS["eval_loss"],
     Figure("loss_over_full", "Loss vs. full", decimals=2),
     Figure("exact_match", "Exact match", "share"),
-    Figure("fields", "Fields right", "share"),
+    Figure("fields", "Correct fields", "share"),
     Figure("speed_over_base", "Inference speed vs. base", decimals=2),
     Figure("size_bytes", "Size", "bytes", decimals=2),
     Figure("minutes", "Device minutes", decimals=1),

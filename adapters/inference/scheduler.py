@@ -308,7 +308,7 @@ def build_error_event(error: Exception) -> StreamEvent:
 
 
 def exit_if_device_lost(error: Exception) -> None:
-    """End the process after a CUDA error, since it cannot use the GPU any more. `manage.py up`
+    """End the process after a CUDA error, since it can no longer use the GPU. `manage.py up`
     restarts it.
     """
     if "CUDA error" in str(error):

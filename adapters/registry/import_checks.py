@@ -230,7 +230,7 @@ def check_tensor_shape(
     if method in ("prefix", "prompt"):
         if not shape or shape[0] != config.get("num_virtual_tokens"):
             raise UserError(
-                f"The adapter has {shape[:1]} virtual tokens, but its config says "
+                f"The adapter has {shape[0] if shape else 0} virtual tokens, but its config says "
                 f"{config.get('num_virtual_tokens')}.",
                 field="file",
                 code="wrong_shape",

@@ -45,7 +45,7 @@ def test_the_person_command_adds_a_user_with_a_one_time_password_and_a_team(clie
     assert not dora.is_superuser
     answer = client.post("/sign-in", {"username": "dora", "password": password}, follow=True)
     assert answer.request["PATH_INFO"] == "/account/password"
-    with pytest.raises(CommandError, match="exists already"):
+    with pytest.raises(CommandError, match="already exists"):
         call_command("person", "dora")
 
 

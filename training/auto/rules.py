@@ -96,7 +96,7 @@ def choose_rank(draft: PlanDraft) -> int:
         value *= 2
         why = (
             f"{bits:,} trained tokens have about as many bits. Rank {value} can store "
-            f"{2 * value * inputs.parameters_per_rank:,}; half of it could not."
+            f"{2 * value * inputs.parameters_per_rank:,}; half that rank could not."
         )
     if 2 * value * inputs.parameters_per_rank < bits:
         why = (
@@ -126,8 +126,8 @@ def choose_alpha(draft: PlanDraft, rank: int) -> int:
 
 def choose_target_modules(draft: PlanDraft) -> str:
     why = (
-        "All linear layers: an adapter on attention layers only learns less, even with the same "
-        "number of parameters."
+        "All linear layers: an adapter on only the attention layers learns less, even with the "
+        "same number of parameters."
     )
     alternative = (
         "q_proj,v_proj, as in the first LoRA paper, trains a fifth of the parameters and ends at a "

@@ -44,7 +44,7 @@ SECRET_DETECTORS = (
     "TwilioKeyDetector",
 )
 EMAIL_PATTERN = re.compile(r"[\w.+-]{1,64}@[\w-]{1,63}(?:\.[\w-]{1,63}){1,5}")
-# Addresses of nobody, or public ones
+# Addresses in example domains and of public mailboxes are not private
 PUBLIC_DOMAINS = (
     "example.com",
     "example.org",

@@ -45,7 +45,7 @@ def emit_progress(done: float, message: str) -> None:
 
 def emit_heartbeats() -> None:
     """Runs in a daemon thread of this process until it exits: long steps emit no messages, and the
-    reader takes silence for a crash.
+    worker checks its time limit and cancellation at each message.
     """
     while True:
         time.sleep(HEARTBEAT_INTERVAL)

@@ -208,7 +208,7 @@ def heartbeat(job: Job) -> Iterator[None]:
     """Update the job's heartbeat every HEARTBEAT_SECONDS from a thread of its own, which ends with
     the context.
 
-    If the job is not ours any more, its event in `cancelled` is set, which also ends a program that
+    If the job is no longer ours, its event in `cancelled` is set, which also ends a program that
     sends no messages.
     """
     ended = threading.Event()

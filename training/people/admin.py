@@ -1,4 +1,4 @@
-"""The admin site for people. Rows that are changed by actions or workers are read-only here.
+"""Users, teams and tokens in the admin site. Rows that actions or workers change are read-only.
 
 Secrets (token digests, webhook keys) are never shown. Only superusers have `is_staff`, so only they
 have access.

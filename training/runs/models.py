@@ -20,7 +20,7 @@ class Sweep(Owned):
 
     name = models.CharField(max_length=120)
     grid: models.JSONField[dict[str, Any], dict[str, Any]] = models.JSONField()
-    # Members that were not started -> the reason
+    # Label of each member that was not started -> the reason
     refused: models.JSONField[dict[str, str], dict[str, str]] = models.JSONField(default=dict)
     created_at = models.DateTimeField(auto_now_add=True)
 

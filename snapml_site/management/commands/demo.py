@@ -47,7 +47,7 @@ class Command(BaseCommand):
         call_command("migrate", verbosity=0)
         if User.objects.filter(username__in=PEOPLE).exists():
             raise CommandError(
-                "The demo data exists already. Set another SNAPML_HOME for a new instance."
+                "The demo data already exists. Set another SNAPML_HOME for a new instance."
             )
         model = self.import_model()
         people = self.create_people()

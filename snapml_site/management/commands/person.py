@@ -26,7 +26,7 @@ class Command(BaseCommand):
         name, team = options["name"], options["team"]
         user = User.objects.filter(username=name).first()
         if user is not None and not team:
-            raise CommandError(f"User {name} exists already. --team TEAM adds them to a team.")
+            raise CommandError(f"User {name} already exists. --team TEAM adds them to a team.")
         if user is None:
             password = secrets.token_urlsafe(9)
             user = User(

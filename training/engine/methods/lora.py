@@ -44,8 +44,8 @@ def wrap_model(model: Any, config: MethodSettings) -> Any:
         type(module).__name__ == "Conv1D" for module in model.modules()
     ):
         raise ConfigError(
-            f"init_lora_weights = olora is wrong for {type(model).__name__}, which stores its "
-            "weights transposed (an error in PEFT). Use pissa.",
+            f"init_lora_weights = olora does not support {type(model).__name__}, which stores its "
+            "weights transposed (a bug in PEFT). Use pissa.",
             field="init_lora_weights",
             code="transposed_weights",
         )

@@ -78,7 +78,7 @@ REASON_MESSAGES: dict[str, Callable[[Details, PoolState], str]] = {
     "evicting": lambda d, s: (
         f"starts after run {d['runs']} has saved its checkpoint and freed the device."
     ),
-    "checking_device": lambda d, s: "starts when the device freed for it reports empty memory.",
+    "checking_device": lambda d, s: "starts when the memory of the device reserved for it is free.",
     "pool_on_hold": lambda d, s: (
         f"pool {s.pool} is on hold; no run starts until an admin lifts the hold."
     ),

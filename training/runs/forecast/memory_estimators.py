@@ -171,14 +171,14 @@ class EstimatorProcess(RequestProcess):
             SimulationBusy: other requests kept the process busy for that long.
         """
         try:
-            answer = self.send_request(request, cwd=settings.BASE_DIR)
+            response = self.send_request(request, cwd=settings.BASE_DIR)
         except TimeoutError as error:
             raise SimulationBusy(
                 "Other memory simulations are running. Try again in a minute."
             ) from error
-        if answer is None:
+        if response is None:
             raise UserError("The memory forecast failed. See the web server's log.")
-        return answer
+        return response
 
 
 ESTIMATOR_PROCESS = EstimatorProcess()  # for the models of the catalog

@@ -110,10 +110,10 @@ def run_preview(request: dict[str, Any]) -> dict[str, Any]:
             "This model's tokenizer or chat template failed (out of time or memory).",
             field="model",
         )
-    answer: dict[str, Any] = json.loads(completed.stdout)
-    if "error" in answer:
-        raise UserError(answer["error"], field="model")
-    return answer
+    response: dict[str, Any] = json.loads(completed.stdout)
+    if "error" in response:
+        raise UserError(response["error"], field="model")
+    return response
 
 
 def get_lengths_path(
@@ -182,14 +182,14 @@ def get_lengths(
     if failed.is_file() and failed.stat().st_mtime > time.time() - RETRY_AFTER_SECONDS:
         raise UserError(failed.read_text(), field="model")
     try:
-        answer = run_preview(request)
+        response = run_preview(request)
     except PreviewBusy:
         raise
     except UserError as error:
         # Cached for RETRY_AFTER_SECONDS, or each visit of the page would wait for the timeout.
         failed.write_text(error.message)
         raise
-    metadata = {"rows": rows, "template": answer["template"], "fault": answer["fault"]}
+    metadata = {"rows": rows, "template": response["template"], "fault": response["fault"]}
     write_atomically(path.with_suffix(".json"), json.dumps(metadata))
     lengths = get_cached_lengths(version, model, train_on_prompt=train_on_prompt, split=split)
     assert lengths is not None

@@ -138,8 +138,8 @@ def resolve_request(
     settings = plan.settings if plan else request.settings
     grid, members, impossible = expand_grid(settings, skip_impossible=request.skip_impossible)
     if request.start_weights:
-        members, refused = check_members_start(request, request.start_weights, members)
-        impossible |= refused
+        members, unstartable = collect_startable_members(request, request.start_weights, members)
+        impossible |= unstartable
     lengths = {
         train_on_prompt: get_cached_lengths(
             request.data, request.base_model, train_on_prompt=train_on_prompt
@@ -188,7 +188,7 @@ def resolve_plan(
     return plan
 
 
-def check_members_start(
+def collect_startable_members(
     request: LaunchRequest, start: StartWeights, members: list[Member]
 ) -> tuple[list[Member], dict[str, str]]:
     """The members that can start from these weights, and the label and reason of each that cannot.
@@ -276,11 +276,11 @@ def launch_runs(
         if not_accepted:
             raise WarningsNotAccepted(not_accepted)
     team = get_run_team(request.user, request.data)
-    drafts, refused = draft_runs(resolved, team)
+    drafts, impossible = draft_runs(resolved, team)
     with transaction.atomic():
         checks.check_queue_limit(request.user, count=len(drafts))
         if resolved.grid or as_sweep:
-            return create_sweep(resolved, team, drafts, refused)
+            return create_sweep(resolved, team, drafts, impossible)
         return create_run(resolved, drafts[0], team, name=request.name)
 
 
@@ -301,13 +301,13 @@ def draft_runs(
     Raises:
         UserError: no device or quota could ever run a member; with `skip_impossible`, any member.
     """
-    drafts, refused = collect_possible(
+    drafts, unschedulable = collect_possible(
         resolved.members,
         lambda member: draft_run(resolved, member, team),
         attrgetter("label"),
         skip_impossible=resolved.request.skip_impossible,
     )
-    return drafts, resolved.impossible | refused
+    return drafts, resolved.impossible | unschedulable
 
 
 def draft_run(resolved: ResolvedLaunch, member: Member, team: Team | None) -> RunDraft:
@@ -341,7 +341,7 @@ def create_sweep(
     resolved: ResolvedLaunch,
     team: Team | None,
     drafts: list[RunDraft],
-    refused: dict[str, str],
+    impossible: dict[str, str],
 ) -> Sweep:
     request = resolved.request
     varied = " x ".join(resolved.grid) or METHODS[drafts[0].member.config.method].title
@@ -351,7 +351,7 @@ def create_sweep(
         team=team,
         name=title[:MAX_NAME_LENGTH],
         grid=resolved.grid,
-        refused=refused,
+        refused=impossible,
     )
     for draft in drafts:
         name = f"{title}: {draft.member.label}" if draft.member.values else title

@@ -119,7 +119,7 @@ def collect_possible(
         UserError: the first failure; with `skip_impossible`, only if all items fail.
     """
     possible: list[Checked] = []
-    refused: dict[str, str] = {}
+    impossible: dict[str, str] = {}
     first: UserError | None = None
     for item in items:
         try:
@@ -127,11 +127,11 @@ def collect_possible(
         except UserError as error:
             if not skip_impossible:
                 raise
-            refused[label(item)] = error.message
+            impossible[label(item)] = error.message
             first = first or error
     if first is not None and not possible:
         raise first
-    return possible, refused
+    return possible, impossible
 
 
 def compute_warning_id(warning: str) -> str:

@@ -164,7 +164,7 @@ class LiveConsumer(AsyncWebsocketConsumer):  # type: ignore[misc]
         try:
             await self.pump_updates()
         except Exception:
-            log.exception("A live socket of %s broke.", self.user)
+            log.exception("A live socket of %s failed.", self.user)
             await self.close(INTERNAL_ERROR)
 
     async def pump_updates(self) -> None:

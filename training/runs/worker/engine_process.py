@@ -1,8 +1,8 @@
 """The engine as a process of this host: start it, find it again, ask it to stop. Without database
 access.
 
-The kernel knows whether an engine is alive: it holds a lock on `engine.lock` until it exits, for
-whatever reason.
+An engine has a lock on `engine.lock`, which the kernel releases however it exits. The lock tells
+whether the engine is alive.
 """
 
 from __future__ import annotations

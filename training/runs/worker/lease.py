@@ -29,7 +29,7 @@ RENEW_SECONDS = 5
 
 
 class LeaseLost(Exception):
-    """Another worker now holds this run; this one must not write to it any more."""
+    """Another worker has claimed this run, so this one must no longer write to it."""
 
 
 @dataclass(frozen=True)

@@ -65,7 +65,7 @@ def apply_memory_option(user: User, run: Run, name: str) -> Run:
         Conflict, NotAllowed: see `continue_run`.
     """
     # The row is locked until both changes are done; config.json is written last, when no check can
-    # fail any more.
+    # fail anymore.
     with transaction.atomic():
         locked_run = (
             Run.objects.select_for_update(of=("self",))
