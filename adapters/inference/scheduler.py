@@ -120,8 +120,8 @@ class BatchScheduler:
         self._drop_cancelled()
         while sum(len(batch.sequences) for _, batch in self.batches) < MAX_ACTIVE_SEQUENCES:
             if not self.waiting:
-                # Nothing waits: take a new request, or return at once to go on decoding. With
-                # nothing to decode, block; after IDLE_SECONDS unload the models.
+                # No request is waiting: take a new one, or return at once to continue decoding.
+                # With nothing to decode, block; after IDLE_SECONDS, unload the models.
                 try:
                     self.waiting.append(
                         self.request_queue.incoming.get(

@@ -137,9 +137,8 @@ def test_a_cancelled_waiting_request_frees_its_slot_at_once(monkeypatch, tiny_mo
         raise CapacityExceeded
 
     scheduler = BatchScheduler(RequestQueue())
-    monkeypatch.setattr(
-        scheduler.model_cache, "get_model", raise_capacity
-    )  # so the first one waits
+    # So that the first request waits
+    monkeypatch.setattr(scheduler.model_cache, "get_model", raise_capacity)
     waiting = [make_request(tiny_model) for _ in range(3)]
     for request in waiting:
         scheduler.request_queue.submit_request(request)
@@ -488,9 +487,8 @@ def test_an_adapter_that_cannot_be_loaded_leaves_the_base_unchanged(
     broken = shutil.copytree(adapter.folder, tmp_path / "broken")
     tensors = load_file(broken / "adapter_model.safetensors")
     last = max(name for name in tensors if "lora_B" in name)
-    tensors[last] = torch.ones(
-        3, tensors[last].shape[1]
-    )  # the last one, so that loading fails after the others
+    # The last one, so that loading fails after the others
+    tensors[last] = torch.ones(3, tensors[last].shape[1])
     save_file(
         {name: value * 50 if name != last else value for name, value in tensors.items()},
         broken / "adapter_model.safetensors",

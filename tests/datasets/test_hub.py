@@ -119,9 +119,8 @@ def test_a_hub_data_set_is_downloaded_and_saved_with_its_splits(hub, alice):
     run_lane(UPLOAD_JOB.lane)
     version = upload.versions.get()
     assert (version.dataset.name, version.train_rows, version.eval_rows) == ("lamps", 12, 1)
-    assert set(Hub.authorizations) == {
-        None
-    }  # the server's token is never used for downloads of users
+    # The server's token is never used for downloads of users
+    assert set(Hub.authorizations) == {None}
 
 
 def test_a_data_set_over_the_size_limit_is_not_downloaded(hub, alice, settings):

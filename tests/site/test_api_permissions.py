@@ -35,12 +35,8 @@ MINE = {
 
 MATRIX = {
     "get /people/me": ALL,
-    "patch /people/me": {
-        **ALL,
-        "vera": "l",
-        "mallory": "l",
-        "admin": "l",
-    },  # whether they may share with team voice
+    # Whether they may share with team voice
+    "patch /people/me": {**ALL, "vera": "l", "mallory": "l", "admin": "l"},
     "get /people/me/tokens": ALL,
     "post /people/me/tokens": dict.fromkeys(USERS[1:], "l"),  # a token cannot create tokens
     "delete /people/me/tokens/{token_id}": MINE,
@@ -51,10 +47,8 @@ MATRIX = {
     "post /people/teams": ADMIN,
     "get /people/teams/{team_id}": READ,
     "put /people/teams/{team_id}/members/{username}": LEAD,
-    "delete /people/teams/{team_id}/members/{username}": {
-        **LEAD,
-        "bob": "y",
-    },  # bob leaves the team
+    # bob leaves the team
+    "delete /people/teams/{team_id}/members/{username}": {**LEAD, "bob": "y"},
     "get /models": ALL,
     "post /models": ADMIN,
     "get /models/{model_id}": ALL,
@@ -119,12 +113,8 @@ MATRIX = {
     "get /adapters/{adapter_id}/download": READ,
     "post /adapters/{adapter_id}/try": READ,
     "post /adapters/import": ALL,
-    "post /adapters/checkpoints": {
-        **CHANGE,
-        "lea": "n",
-        "alice": "n",
-        "admin": "n",
-    },  # the run has no such checkpoint
+    # The run has no such checkpoint
+    "post /adapters/checkpoints": {**CHANGE, "lea": "n", "alice": "n", "admin": "n"},
     "get /adapters/disk": ALL,
     "post /adapters/{adapter_id}/merge": CHANGE,
     "post /adapters/{adapter_id}/gguf": CHANGE,

@@ -96,9 +96,8 @@ class Freezer:
             finally:
                 with suppress(ProcessLookupError):  # `worker` may have been killed meanwhile
                     os.kill(pid, signal.SIGCONT)
-                time.sleep(
-                    5
-                )  # both run for a moment: the resumed worker must notice that it lost its leases
+                # Both run for a moment: the resumed worker must notice that it lost its leases
+                time.sleep(5)
                 second.kill()
 
     def list_watched_runs(self, pid):
@@ -199,20 +198,18 @@ def check_survival(tmp_path, model, times):
                     apply_disturbance(site, freezer, disturbance, run_id)
                     counts[disturbance] += 1
             freezer.thaw()
+            # get_state is None while the web server restarts
             site.wait_for(lambda run_id=run_id: get_state(site, run_id) is not None)
             now = get_state(site, run_id)
-            assert now["state"] == "finished", (
-                now
-            )  # get_state is None while the web server restarts
+            assert now["state"] == "finished", now
             recorded = site.read_run(run_id)
             attempts += recorded["attempts"]
             assert recorded["seqs"] == list(range(1, recorded["last_seq"] + 1))
             assert recorded["losses"] == losses
             assert recorded["points"] == SETTINGS["max_steps"]
             assert recorded["sha256"] == weights
-            assert all(
-                one[1] is not None for one in recorded["allocations"]
-            )  # every device is released
+            # Every device is released
+            assert all(one[1] is not None for one in recorded["allocations"])
             # Allocations do not overlap
             assert all(one[1] <= other[0] for one, other in pairwise(recorded["allocations"])), (
                 recorded["allocations"]
