@@ -1,10 +1,10 @@
 """API for adapter versions."""
 
 from datetime import datetime
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from django.http import HttpResponseBase
-from ninja import File, Form, Router, Schema
+from ninja import File, Form, Query, Router, Schema
 from ninja.files import UploadedFile
 from ninja.pagination import paginate
 from pydantic import ConfigDict, Field
@@ -145,8 +145,13 @@ class EvalPromptOut(Schema):
 
 @router.get("", response=list[AdapterOut])
 @paginate(Pagination)
-def list_adapters(request: AuthenticatedRequest) -> Any:
-    return AdapterVersion.objects.visible_to(request.user).select_related("owner", "base_model")
+def list_adapters(
+    request: AuthenticatedRequest,
+    run: Annotated[int | None, Query(ge=0, le=2**53, description="id of the run")] = None,
+) -> Any:
+    """All versions, or those of one run."""
+    versions = AdapterVersion.objects.visible_to(request.user).select_related("owner", "base_model")
+    return versions if run is None else versions.filter(run=run)
 
 
 @router.post("/import", response={201: AdapterOut})

@@ -10,18 +10,18 @@ class AdaptersConfig(AppConfig):
         (ARCHITECTURE.md), so this app registers itself with them.
         """
         from adapters.evaluation.replies import REPLIES_JOB
-        from adapters.evaluation.weight_analysis import COMPARE_JOB
+        from adapters.evaluation.weight_analysis import WEIGHT_ANALYSIS_JOB
         from adapters.export.gguf import GGUF_JOB
         from adapters.export.hub import PUSH_JOB
         from adapters.export.merge import MERGE_JOB
         from adapters.registry import continue_training, services
         from adapters.serving import usage
         from training.jobs.kinds import register_kind
-        from training.runs.launch.init_from import register_resolver
+        from training.runs.launch.start_version import register_resolver
         from training.runs.worker import main, outcomes
 
         outcomes.artifact_hooks.append(services.register_run_result)
-        register_resolver(continue_training.resolve_start_weights)
+        register_resolver(continue_training.resolve_start_version)
         main.PERIODIC_TASKS.append((usage.prune_request_logs, 3600.0))
-        for kind in (MERGE_JOB, GGUF_JOB, PUSH_JOB, COMPARE_JOB, REPLIES_JOB):
+        for kind in (MERGE_JOB, GGUF_JOB, PUSH_JOB, WEIGHT_ANALYSIS_JOB, REPLIES_JOB):
             register_kind(kind)

@@ -51,12 +51,12 @@ class AdapterVersion(Owned):
         verbose_name = "adapter version"
         constraints = [
             models.UniqueConstraint(
-                fields=["owner", "name", "number"], name="one_number_an_adapter"
+                fields=["owner", "name", "number"], name="unique_number_per_adapter"
             ),
             models.UniqueConstraint(
                 fields=["run", "step", "sha256"],
                 condition=Q(run__isnull=False),
-                name="one_version_a_step",
+                name="unique_version_per_step",
             ),
         ]
 
@@ -109,7 +109,7 @@ class VersionCounter(models.Model):
 
     class Meta:
         constraints = [
-            models.UniqueConstraint(fields=["owner", "name"], name="one_numbering_a_name")
+            models.UniqueConstraint(fields=["owner", "name"], name="unique_counter_per_name")
         ]
 
 
@@ -192,7 +192,9 @@ class UsageCounter(models.Model):
 
     class Meta:
         constraints = [
-            models.UniqueConstraint(fields=["deployment", "version"], name="one_tally_a_version")
+            models.UniqueConstraint(
+                fields=["deployment", "version"], name="unique_counter_per_version"
+            )
         ]
 
 
@@ -235,12 +237,12 @@ class Reply(models.Model):
             models.UniqueConstraint(
                 fields=["prompts", "row", "version"],
                 condition=Q(version__isnull=False),
-                name="one_reply_a_row",
+                name="unique_reply_per_row",
             ),
             models.UniqueConstraint(
                 fields=["prompts", "row", "base_model"],
                 condition=Q(version=None),
-                name="one_reply_of_a_base",
+                name="unique_base_reply_per_row",
             ),
         ]
 
@@ -261,7 +263,7 @@ class Vote(models.Model):
     class Meta:
         constraints = [
             models.UniqueConstraint(
-                fields=["prompts", "row", "first", "second", "voter"], name="one_vote_a_row"
+                fields=["prompts", "row", "first", "second", "voter"], name="unique_vote_per_row"
             )
         ]
 

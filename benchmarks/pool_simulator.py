@@ -12,9 +12,9 @@ from training.gpus.scheduling.state import (
     MAX_EVICTIONS_PER_DAY,
     Decision,
     DeviceState,
-    PendingJob,
     PoolState,
-    RunningJob,
+    RunningRun,
+    WaitingRun,
 )
 
 EVICTION_GRACE_SECONDS = 30.0  # From an eviction request to the end of the process
@@ -36,7 +36,7 @@ class Interval:
 class Job:
     """A run and its remaining work. The scheduler knows only the estimate in `request`."""
 
-    request: PendingJob
+    request: WaitingRun
     remaining_seconds: float
     evicted_at: list[float] = field(default_factory=list)
 
@@ -49,7 +49,7 @@ class SimulatedPool:
         self.devices = {device.id: device for device in state.devices}
         self.now = now
         self.waiting: dict[int, Job] = {}
-        self.running: dict[int, tuple[Job, RunningJob]] = {}
+        self.running: dict[int, tuple[Job, RunningRun]] = {}
         self.evicting: dict[int, float] = {}  # Run -> end time
         self.ledger: list[Interval] = []
         self.finished: dict[int, float] = {}
@@ -60,7 +60,7 @@ class SimulatedPool:
         devices = [DeviceState(number, memory) for number in range(count)]
         return cls(PoolState("simulated", devices, **choices))  # type: ignore[arg-type]
 
-    def submit_run(self, request: PendingJob, seconds: float) -> None:
+    def submit_run(self, request: WaitingRun, seconds: float) -> None:
         self.waiting[request.run] = Job(replace(request, submitted=self.now), seconds)
         self.run_admission()
 

@@ -20,9 +20,9 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from benchmarks import print_report
 from training.gpus.scheduling.eta import estimate_start_ranges
-from training.gpus.scheduling.explain import explain_queue
 from training.gpus.scheduling.scheduler import Scheduler
-from training.gpus.scheduling.state import DeviceState, PendingJob, PoolState, RunningJob, TeamQuota
+from training.gpus.scheduling.state import DeviceState, PoolState, RunningRun, TeamQuota, WaitingRun
+from training.gpus.scheduling.wait_messages import explain_queue
 
 DEVICES, TEAMS, USERS = 512, 50, 200
 GB = 10**9
@@ -35,7 +35,7 @@ def make_pool_state(waiting: int) -> PoolState:
     rng = random.Random(waiting)
     devices = [DeviceState(number, 80 * GB) for number in range(DEVICES)]
     running = [
-        RunningJob(
+        RunningRun(
             10**6 + n,
             n,
             rng.randrange(TEAMS) + 1,
@@ -47,7 +47,7 @@ def make_pool_state(waiting: int) -> PoolState:
         for n in range(DEVICES - 8)
     ]
     pending = [
-        PendingJob(
+        WaitingRun(
             run,
             user % TEAMS + 1,
             user,

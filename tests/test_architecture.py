@@ -60,7 +60,7 @@ PURE = (
     "training/runs/worker/engine_process.py",
     *(
         f"training/gpus/scheduling/{name}.py"
-        for name in ("state", "placement", "scheduler", "preemption", "explain", "eta")
+        for name in ("state", "placement", "scheduler", "preemption", "wait_messages", "eta")
     ),
 )
 LAYERS = {

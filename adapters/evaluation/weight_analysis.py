@@ -17,7 +17,7 @@ from training.jobs.runner import run_program, save_progress
 from training.jobs.services import enqueue_job
 from training.people.models import User
 
-KIND = "compare"
+KIND = "weight_analysis"
 
 
 def format_job_key(versions: Sequence[AdapterVersion]) -> str:
@@ -88,4 +88,4 @@ def row_digests(data: DatasetVersion) -> set[bytes]:
         return {hashlib.blake2b(line.strip(), digest_size=16).digest() for line in file}
 
 
-COMPARE_JOB = JobKind(KIND, run_analysis, lane=PROGRAMS, subjects=(AdapterVersion,))
+WEIGHT_ANALYSIS_JOB = JobKind(KIND, run_analysis, lane=PROGRAMS, subjects=(AdapterVersion,))

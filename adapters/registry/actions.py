@@ -57,7 +57,7 @@ def delete_version(user: User, version: AdapterVersion, name: str) -> int:
     """
     check_changeable(user, version)
     check_name_typed(name, str(version))
-    open_run = Run.objects.filter(from_version=version.pk, state__in=UNFINISHED).first()
+    open_run = Run.objects.filter(start_version=version.pk, state__in=UNFINISHED).first()
     if open_run is not None:
         raise Conflict(
             f"Run {open_run.pk} ({open_run.name}) starts from {version}. Wait for it to finish or "

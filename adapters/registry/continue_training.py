@@ -13,8 +13,8 @@ from training.datasets.permissions import get_visible_version
 from training.engine.file_names import ADAPTER_FILES
 from training.errors import ConfigError, Conflict, NotFound
 from training.people.models import User
-from training.runs.launch.init_from import StartWeights, get_start_weights
 from training.runs.launch.request import LaunchRequest, launch_runs
+from training.runs.launch.start_version import StartVersion, get_start_version
 from training.runs.models import Run
 
 # Settings that fix the shape of the weights. Changing one would make a different adapter.
@@ -78,9 +78,9 @@ def read_shape_settings(version: AdapterVersion) -> dict[str, Any]:
     }
 
 
-def build_start_weights(version: AdapterVersion) -> StartWeights:
+def build_start_version(version: AdapterVersion) -> StartVersion:
     settings = get_inherited_settings(version)
-    return StartWeights(
+    return StartVersion(
         version=version.pk,
         name=version.name,
         number=version.number,
@@ -95,9 +95,9 @@ def has_config(version: AdapterVersion) -> bool:
     return version.is_full_model or (version.folder / ADAPTER_FILES[1]).is_file()
 
 
-def resolve_start_weights(
+def resolve_start_version(
     user: User, *, version: int | None, name: str, number: int | None, sha256: str
-) -> StartWeights:
+) -> StartVersion:
     """Find a version by ID, or as a YAML file names it: by the hash of its weights, else by name
     and number.
 
@@ -123,9 +123,9 @@ def resolve_start_weights(
     if source is None or not (source.folder.is_dir() and has_config(source)):
         raise NotFound(
             f"Start adapter {requested} not found. Remove it to start from the base model.",
-            field="from_version" if version is not None else "start_from",
+            field="start_version",
         )
-    return build_start_weights(source)
+    return build_start_version(source)
 
 
 def continue_from(
@@ -161,7 +161,7 @@ def continue_from(
         data=training_data,
         settings=get_inherited_settings(version) | (changes or {}),
         name=name or version.name,
-        start_weights=get_start_weights(user, version.pk),
+        start_version=get_start_version(user, version.pk),
     )
     run = launch_runs(request, accept_warnings=True)
     assert isinstance(run, Run)

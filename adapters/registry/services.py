@@ -105,7 +105,7 @@ def create_version(run: Run, staging_folder: Path, eval_result: EvalResult) -> A
             number=take_next_number(run.owner, run.name),
             base_model=run.base_model,
             data=run.data,
-            parent=AdapterVersion.objects.filter(pk=run.from_version or 0).first(),
+            parent=AdapterVersion.objects.filter(pk=run.start_version or 0).first(),
             method=run.method,
             step=eval_result.step,
             sha256=digest,

@@ -111,13 +111,13 @@ def test_a_run_file_relaunches_from_the_same_start_weights(alice, people, traine
     options = {"accept_warnings": True, "stdout": io.StringIO()}
     call_command("launch", str(file), user="alice", **options)
     again = Run.objects.latest("pk")
-    assert (again.from_version, again.config, again.request) == (
+    assert (again.start_version, again.config, again.request) == (
         trained.pk,
         run.config,
         run.request,
     )
     config = json.loads((again.folder / "config.json").read_text())
-    assert config["start_weights"] == str(trained.folder)
+    assert config["init_from"] == str(trained.folder)
     with pytest.raises(CommandError, match="'Others', version 1"):
         file.write_text(to_yaml(run).replace("Lights", "Others").replace(trained.sha256, "0" * 64))
         call_command("launch", str(file), user="alice", **options)
@@ -128,10 +128,10 @@ def test_a_copy_of_a_run_has_the_same_start_weights(client, alice, trained):
     client.force_login(alice)
     run = continue_training.continue_from(alice, trained)
     page = client.get(f"/runs/new?from={run.pk}")
-    assert page.context["start_weights"].version == trained.pk
-    assert f'name="from_version" value="{trained.pk}" checked' in page.content.decode()
+    assert page.context["start_version"].version == trained.pk
+    assert f'name="start_version" value="{trained.pk}" checked' in page.content.decode()
     form = {name: str(value) for name, value in run.config.items() if not isinstance(value, bool)}
-    form |= {"model": run.base_model_id, "data": run.data_id, "from_version": trained.pk}
+    form |= {"model": run.base_model_id, "data": run.data_id, "start_version": trained.pk}
     form["accepted_warnings"] = [
         warning_id
         for _, warning_id in client.post("/runs/new/summary", form).context["forecast"]["warnings"]
@@ -139,15 +139,15 @@ def test_a_copy_of_a_run_has_the_same_start_weights(client, alice, trained):
     answer = client.post("/runs/new", form)
     assert answer.status_code == 302, answer.context["error"]
     again = Run.objects.latest("pk")
-    assert again.from_version == trained.pk
-    assert json.loads((again.folder / "config.json").read_text())["start_weights"]
+    assert again.start_version == trained.pk
+    assert json.loads((again.folder / "config.json").read_text())["init_from"]
 
 
 def test_a_run_cannot_start_from_a_version_the_user_cannot_see(
     client, people, trained, base_model, data
 ):
     client.force_login(people["mallory"])
-    body = {"model": base_model.pk, "data": data.pk, "from_version": trained.pk}
+    body = {"model": base_model.pk, "data": data.pk, "start_version": trained.pk}
     answer = client.post("/api/v1/runs/forecast", body, content_type="application/json")
     assert answer.status_code == 404
 
@@ -156,7 +156,7 @@ def test_a_rank_that_differs_from_the_versions_is_rejected_at_its_field(
     client, alice, trained, base_model, data
 ):
     client.force_login(alice)
-    body = {"model": base_model.pk, "data": data.pk, "from_version": trained.pk}
+    body = {"model": base_model.pk, "data": data.pk, "start_version": trained.pk}
     answer = client.post(
         "/api/v1/runs/forecast", body | {"settings": {"rank": 8}}, content_type="application/json"
     )
@@ -167,12 +167,12 @@ def test_continued_training_cannot_change_the_shape_of_the_weights(alice, traine
     with raises_user_error(ConfigError, field="rank", naming=(8, 4)):
         continue_training.continue_from(alice, trained, changes={"rank": 8})
     with pytest.raises(UserError, match="set by SnapML"):
-        continue_training.continue_from(alice, trained, changes={"start_weights": "/etc"})
+        continue_training.continue_from(alice, trained, changes={"init_from": "/etc"})
     assert Run.objects.count() == 1
 
 
 def test_start_weights_of_another_shape_fail_with_a_message(tiny_run, engine_here, trained):
-    run = tiny_run(rank=2, start_weights=str(trained.folder))
+    run = tiny_run(rank=2, init_from=str(trained.folder))
     assert engine_here([str(run)]) != 0
     assert "do not match these settings" in read_result(run).message
 
@@ -183,10 +183,8 @@ def test_a_version_without_data_continues_with_other_data(alice, people, trained
     with raises_user_error(Conflict, field="data"):
         continue_training.continue_from(alice, trained)
     run = continue_training.continue_from(alice, trained, data=data)
-    assert run.from_version == trained.pk
-    assert json.loads((run.folder / "config.json").read_text())["start_weights"] == str(
-        trained.folder
-    )
+    assert run.start_version == trained.pk
+    assert json.loads((run.folder / "config.json").read_text())["init_from"] == str(trained.folder)
 
 
 def test_deleting_needs_the_name_and_no_deployment_and_frees_disk_space(alice, people, trained):
@@ -327,3 +325,13 @@ def test_a_checkpoint_gets_its_share_of_the_device_time(trained):
     run.refresh_from_db()
     assert build_provenance(run, 10)["device_seconds"] == pytest.approx(100)
     assert build_provenance(run, 4)["device_seconds"] == pytest.approx(40)
+
+
+def test_the_api_filters_versions_by_run(as_alice, run):
+    version = register_version(run)
+    other = register_version(run, number=2)
+    AdapterVersion.objects.filter(pk=other.pk).update(run=None)  # its run was deleted
+    listed = as_alice.get(f"/api/v1/adapters?run={run.pk}").json()["items"]
+    assert [one["id"] for one in listed] == [version.pk]
+    assert len(as_alice.get("/api/v1/adapters").json()["items"]) == 2
+    assert as_alice.get("/api/v1/adapters?run=-1").status_code == 422

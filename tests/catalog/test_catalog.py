@@ -229,7 +229,7 @@ def test_an_import_of_a_dead_worker_is_started_again(people, monkeypatch):
     BaseModel.objects.update(state=ModelState.IMPORTING)
     with subprocess.Popen([sys.executable, "-c", ""]) as dead:
         name = f"{get_host_name()}:{dead.pid}:1"
-    Job.objects.update(state="working", worker=name, heartbeat_at=timezone.now())
+    Job.objects.update(state="running", worker=name, heartbeat_at=timezone.now())
     recover_lost_jobs()
     monkeypatch.setattr(services, "import_command", lambda _model: [sys.executable, "-c", ""])
     monkeypatch.setattr(services, "read_model_metadata", lambda _folder: {"parameters": 1})

@@ -475,7 +475,7 @@ def test_an_upload_whose_worker_died_is_checked_again(make_upload):
     upload = make_upload()
     uploads.request_job(upload, "check")
     Upload.objects.update(state="working")
-    Job.objects.update(state="working", heartbeat_at=timezone.now() - timedelta(seconds=90))
+    Job.objects.update(state="running", heartbeat_at=timezone.now() - timedelta(seconds=90))
     recover_lost_jobs()
     run_lane(UPLOAD_JOB.lane)
     upload.refresh_from_db()

@@ -13,11 +13,11 @@ def engine_in_process():
     import torch
 
     from training.engine.__main__ import main
-    from training.engine.stop_signals import StopSignals
+    from training.engine.stop_requests import StopRequests
 
     threads = torch.get_num_threads()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(StopSignals, "install_handlers", lambda _self: None)
+        patch.setattr(StopRequests, "install_handlers", lambda _self: None)
         yield main
     torch.set_num_threads(threads)
     torch.use_deterministic_algorithms(False)

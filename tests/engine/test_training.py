@@ -243,13 +243,13 @@ def test_rows_without_trained_tokens_are_a_data_error_that_names_max_length(
     tmp_path, tiny_model, engine_here
 ):
     folder = tiny.make_run(tmp_path / "run", tiny_model, max_length=8)
-    assert engine_here([str(folder)]) == EXIT_CODES[Outcome.DATA]
+    assert engine_here([str(folder)]) == EXIT_CODES[Outcome.DATA_ERROR]
     assert "8 tokens" in read_result(folder).message
 
 
 def test_missing_target_modules_are_a_config_error(tmp_path, tiny_model, engine_here):
     folder = tiny.make_run(tmp_path / "run", tiny_model, target_modules="qkv_proj")
-    assert engine_here([str(folder)]) == EXIT_CODES[Outcome.CONFIG]
+    assert engine_here([str(folder)]) == EXIT_CODES[Outcome.CONFIG_ERROR]
     assert "qkv_proj" in read_result(folder).message
 
 
@@ -309,7 +309,7 @@ def test_accumulating_two_batches_is_one_step_over_all_their_tokens(
 
 def test_without_a_config_the_engine_prints_its_usage(tmp_path):
     code, errors = run_engine(tmp_path)
-    assert code == EXIT_CODES[Outcome.CONFIG]
+    assert code == EXIT_CODES[Outcome.CONFIG_ERROR]
     assert "usage: python -m training.engine RUN_DIR" in errors
 
 
@@ -381,7 +381,7 @@ def test_eva_initialization_works_with_few_rows(tmp_path, tiny_model, engine_her
 )
 def test_a_pattern_without_effect_is_rejected(tmp_path, tiny_model, engine_here, setting, facts):
     folder = tiny.make_run(tmp_path / "run", tiny_model, max_steps=1, **setting)
-    assert engine_here([str(folder)]) == EXIT_CODES[Outcome.CONFIG]
+    assert engine_here([str(folder)]) == EXIT_CODES[Outcome.CONFIG_ERROR]
     assert_mentions(read_result(folder).message, *facts)
 
 

@@ -11,7 +11,7 @@ from tests import tiny
 from tests.user_errors import assert_mentions
 from training.engine.config import RunConfig
 from training.engine.outcome import Outcome
-from training.engine.stop_signals import StopSignals
+from training.engine.stop_requests import StopRequests
 from training.engine.tuning.search import (
     Search,
     Trial,
@@ -101,17 +101,17 @@ def test_the_first_trial_equals_the_run_without_tuning(tuned_run, make_run, engi
 def test_a_killed_engine_continues_with_the_next_trial(make_run, engine_here, monkeypatch):
     broken = make_run("broken", **TRIALS)
     calls = []
-    original = StopSignals.requested_stop
+    original = StopRequests.requested_stop
 
     def requested_stop(self):
         calls.append(1)
         return Outcome.PREEMPTED if len(calls) == 18 else original(self)
 
-    monkeypatch.setattr(StopSignals, "requested_stop", requested_stop)
+    monkeypatch.setattr(StopRequests, "requested_stop", requested_stop)
     assert engine_here([str(broken)]) != 0
     before = list(load_trials(broken))
     assert before
-    monkeypatch.setattr(StopSignals, "requested_stop", original)
+    monkeypatch.setattr(StopRequests, "requested_stop", original)
     assert engine_here([str(broken)]) == 0
     after = list(load_trials(broken))
     assert [trial.losses for trial in after[: len(before)]] == [trial.losses for trial in before]

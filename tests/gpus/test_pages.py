@@ -4,8 +4,8 @@ import pytest
 
 from tests.user_errors import assert_mentions
 from training.gpus import audit, quotas
+from training.gpus.audit_views import escape_formula
 from training.gpus.models import AuditEntry, Pool, Quota
-from training.gpus.views import escape_formula
 
 pytestmark = pytest.mark.django_db
 

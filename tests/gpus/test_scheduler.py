@@ -5,23 +5,23 @@ from dataclasses import replace
 
 from benchmarks.pool_simulator import SimulatedPool
 from training.gpus.scheduling import eta
-from training.gpus.scheduling.eta import dry_run, estimate_start_ranges
-from training.gpus.scheduling.explain import (
+from training.gpus.scheduling.eta import compare_start_times, estimate_start_ranges
+from training.gpus.scheduling.scheduler import Scheduler
+from training.gpus.scheduling.state import (
+    BlockReason,
+    DeviceState,
+    PoolState,
+    RunningRun,
+    TeamQuota,
+    UserUsage,
+    WaitingRun,
+)
+from training.gpus.scheduling.wait_messages import (
     HINTS,
     REASON_MESSAGES,
     explain_queue,
     format_block_reason,
     get_hint,
-)
-from training.gpus.scheduling.scheduler import Scheduler
-from training.gpus.scheduling.state import (
-    BlockReason,
-    DeviceState,
-    PendingJob,
-    PoolState,
-    RunningJob,
-    TeamQuota,
-    UserUsage,
 )
 
 GB = 10**9
@@ -30,7 +30,7 @@ NLP, VISION = 1, 2
 
 def make_pending(run, team=NLP, user=None, **changes):
     values = {"submitted": float(run), "memory": 20 * GB, "seconds": 1000.0}
-    return PendingJob(run, team, user or team, **(values | changes))
+    return WaitingRun(run, team, user or team, **(values | changes))
 
 
 def make_pool(devices=4, **choices):
@@ -252,13 +252,13 @@ def test_the_estimated_start_is_a_range():
     pool_state = PoolState(
         "p",
         devices,
-        [RunningJob(1, 0, NLP, 1, 0.0, 20 * GB, expected_end=1000.0)],
+        [RunningRun(1, 0, NLP, 1, 0.0, 20 * GB, expected_end=1000.0)],
         [make_pending(2), make_pending(3)],
     )
     start_ranges = estimate_start_ranges(pool_state, 400.0)
     assert (start_ranges[2].earliest, start_ranges[2].latest) == (1000, 1300)
     assert (start_ranges[3].earliest, start_ranges[3].latest) == (2000, 2800)
-    unknown = PoolState("p", devices, [RunningJob(1, 0, NLP, 1, 0.0, 20 * GB)], [make_pending(2)])
+    unknown = PoolState("p", devices, [RunningRun(1, 0, NLP, 1, 0.0, 20 * GB)], [make_pending(2)])
     assert estimate_start_ranges(unknown, 0.0) == {}
 
 
@@ -271,8 +271,8 @@ def test_a_dry_run_lists_the_runs_that_would_wait_longer():
         waiting=[make_pending(1), make_pending(2)],
         teams={NLP: TeamQuota("nlp", limit=1)},
     )
-    assert dry_run(before, after, 0.0) == {2: (0.0, 1000.0)}
-    assert dry_run(
+    assert compare_start_times(before, after, 0.0) == {2: (0.0, 1000.0)}
+    assert compare_start_times(
         before,
         PoolState("p", devices, waiting=[make_pending(1), make_pending(2)], is_on_hold=True),
         0.0,
@@ -329,7 +329,7 @@ def test_a_background_run_does_not_pass_the_normal_run_of_another_user():
         make_pending(3, NLP, user=2, memory=10 * GB, submitted=9.0),
     ]
     pool_state = PoolState(
-        "p", devices, [RunningJob(9, 0, VISION, 9, 0.0, 70 * GB, expected_end=50.0)], waiting
+        "p", devices, [RunningRun(9, 0, VISION, 9, 0.0, 70 * GB, expected_end=50.0)], waiting
     )
     assert [job.run for job in Scheduler(pool_state).admit_jobs(0.0).starts] == [3]
 
@@ -356,7 +356,7 @@ def test_memory_used_by_other_processes_is_not_available_and_is_the_reason():
     pool_state = PoolState(
         "A100",
         [DeviceState(1, 24 * GB, used_by_others=6 * GB)],
-        waiting=[PendingJob(1, NLP, 1, 0.0, memory=20 * GB)],
+        waiting=[WaitingRun(1, NLP, 1, 0.0, memory=20 * GB)],
     )
     assert not Scheduler(pool_state).admit_jobs(0.0).starts
     block, hint = explain_in_state(pool_state, 1)
@@ -375,8 +375,8 @@ def test_memory_used_by_other_processes_is_not_available_and_is_the_reason():
 
 def test_a_run_that_waits_for_memory_of_other_processes_does_not_block_others():
     waiting = [
-        PendingJob(1, NLP, 1, 0.0, memory=20 * GB),
-        PendingJob(2, NLP, 2, 1.0, memory=8 * GB),
+        WaitingRun(1, NLP, 1, 0.0, memory=20 * GB),
+        WaitingRun(2, NLP, 2, 1.0, memory=8 * GB),
     ]
     pool_state = PoolState(
         "A100", [DeviceState(1, 24 * GB, used_by_others=10 * GB)], waiting=waiting
@@ -388,20 +388,20 @@ def test_a_run_without_a_forecast_gets_a_whole_device_despite_other_processes():
     pool_state = PoolState(
         "A100",
         [DeviceState(1, 24 * GB, used_by_others=10 * GB)],
-        waiting=[PendingJob(1, NLP, 1, 0.0)],
+        waiting=[WaitingRun(1, NLP, 1, 0.0)],
     )
     assert [job.run for job in Scheduler(pool_state).admit_jobs(0.0).starts] == [1]
 
 
 def test_a_reservation_is_the_reason_only_if_the_run_would_fit():
     running_jobs = [
-        RunningJob(8, 1, VISION, 3, 0.0, memory=4 * GB, expected_end=100.0),
-        RunningJob(9, 2, VISION, 3, 0.0, memory=18 * GB, expected_end=500.0),
+        RunningRun(8, 1, VISION, 3, 0.0, memory=4 * GB, expected_end=100.0),
+        RunningRun(9, 2, VISION, 3, 0.0, memory=18 * GB, expected_end=500.0),
     ]
     waiting = [
-        PendingJob(1, NLP, 1, 0.0, memory=24 * GB),
-        PendingJob(2, NLP, 2, 1.0, memory=10 * GB, seconds=10_000.0),
-        PendingJob(3, NLP, 4, 2.0, memory=22 * GB, seconds=10.0),
+        WaitingRun(1, NLP, 1, 0.0, memory=24 * GB),
+        WaitingRun(2, NLP, 2, 1.0, memory=10 * GB, seconds=10_000.0),
+        WaitingRun(3, NLP, 4, 2.0, memory=22 * GB, seconds=10.0),
     ]
     pool_state = PoolState(
         "A100",
@@ -436,16 +436,16 @@ def test_every_block_reason_has_a_message():
 
 
 def test_a_dry_run_simulates_evictions():
-    running_jobs = [RunningJob(9, 1, VISION, 3, -10_000.0, expected_end=50_000.0)]
+    running_jobs = [RunningRun(9, 1, VISION, 3, -10_000.0, expected_end=50_000.0)]
     before = PoolState(
         "A100",
         [DeviceState(1, 24 * GB)],
         running_jobs,
-        [PendingJob(1, NLP, 1, 0.0, seconds=60.0)],
+        [WaitingRun(1, NLP, 1, 0.0, seconds=60.0)],
         teams=make_teams(nlp=0, vision=0),
     )
     after = replace(before, teams=make_teams(nlp=1, vision=0))
-    assert eta.dry_run(before, after, 0.0) == {1: (50_000.0, 60.0)}
-    assert eta.dry_run(after, replace(after, min_run_seconds=20_000.0), 0.0) == {
+    assert eta.compare_start_times(before, after, 0.0) == {1: (50_000.0, 60.0)}
+    assert eta.compare_start_times(after, replace(after, min_run_seconds=20_000.0), 0.0) == {
         1: (60.0, 50_000.0)
     }

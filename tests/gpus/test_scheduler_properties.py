@@ -14,9 +14,9 @@ from benchmarks.pool_simulator import DAY_SECONDS, SimulatedPool
 from training.gpus.scheduling.state import (
     MAX_EVICTIONS_PER_DAY,
     DeviceState,
-    PendingJob,
     PoolState,
     TeamQuota,
+    WaitingRun,
 )
 
 GB = 10**9
@@ -95,7 +95,7 @@ def run_step(pool, work, step):
         run = next(pool.numbers)
         work[run] = seconds
         pool.submit_run(
-            PendingJob(run, team, 10 * team + user, 0.0, memory, priority, seconds * guess), seconds
+            WaitingRun(run, team, 10 * team + user, 0.0, memory, priority, seconds * guess), seconds
         )
     elif kind == "wait":
         pool.run_until(pool.now + values[0])
@@ -154,10 +154,10 @@ def test_the_first_run_starts_as_soon_as_its_device_can_be_free(small, first):
     before its submission have ended.
     """
     pool = SimulatedPool.create_pool(1, 24 * GB, runs_per_device=3)
-    pool.submit_run(PendingJob(1, 1, 1, 0.0, 4 * GB, "normal", float(first)), first)
-    pool.submit_run(PendingJob(2, 2, 2, 0.0, None, "normal", 10.0), 10)
+    pool.submit_run(WaitingRun(1, 1, 1, 0.0, 4 * GB, "normal", float(first)), first)
+    pool.submit_run(WaitingRun(2, 2, 2, 0.0, None, "normal", 10.0), 10)
     for run, (memory, seconds) in enumerate(small, start=3):
-        pool.submit_run(PendingJob(run, 3, 3, 0.0, memory * GB, "normal", float(seconds)), seconds)
+        pool.submit_run(WaitingRun(run, 3, 3, 0.0, memory * GB, "normal", float(seconds)), seconds)
         pool.run_until(pool.now + 20)
     pool.run_until(pool.now + DAY_SECONDS)
     assert next(line.started for line in pool.ledger if line.run == 2) == first

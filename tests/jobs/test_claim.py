@@ -41,7 +41,7 @@ def test_a_worker_that_lost_its_job_cannot_write(kind, alice):
     runner.fail_job(first, "too late")
     save_job(second, progress_message="mine")
     job.refresh_from_db()
-    assert (job.state, job.progress_message, job.error) == ("working", "mine", "")
+    assert (job.state, job.progress_message, job.error) == ("running", "mine", "")
 
 
 @pytest.mark.django_db

@@ -29,4 +29,4 @@ def test_a_job_without_progress_messages_is_still_alive(kind, alice, monkeypatch
     kind.handler = take_long
     enqueue_job(alice, kind.name, "1")
     kind.run_jobs()
-    assert Job.objects.get().result == {"state": "working"}
+    assert Job.objects.get().result == {"state": "running"}

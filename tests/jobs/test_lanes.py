@@ -63,7 +63,7 @@ def test_one_job_per_owner_at_a_time(make_kind, people):
 
 def test_answers_do_not_wait_behind_a_merge():
     assert KINDS["answers"].lane is ANSWERS
-    assert {KINDS[name].lane for name in ("merge", "gguf", "push", "compare")} == {PROGRAMS}
+    assert {KINDS[name].lane for name in ("merge", "gguf", "push", "weight_analysis")} == {PROGRAMS}
     assert ANSWERS is not PROGRAMS
 
 

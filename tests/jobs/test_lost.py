@@ -29,7 +29,7 @@ def job_state():
 def test_a_job_is_lost_after_half_a_minute_without_a_heartbeat(claimed_job, kind):
     Job.objects.update(worker="elsewhere:1:1", heartbeat_at=timezone.now() - timedelta(seconds=25))
     recover_lost_jobs()
-    assert job_state() == "working"
+    assert job_state() == "running"
     Job.objects.update(heartbeat_at=timezone.now() - timedelta(seconds=30))
     recover_lost_jobs()
     assert job_state() == "waiting"
@@ -42,7 +42,7 @@ def test_a_job_of_a_dead_process_on_this_host_is_lost_at_once(claimed_job):
         name = f"{get_host_name()}:{other.pid}:{get_process_start_time(other.pid)}"
         Job.objects.update(worker=name)
         recover_lost_jobs()
-        assert job_state() == "working"
+        assert job_state() == "running"
     recover_lost_jobs()
     assert job_state() == "waiting"
 

@@ -5,7 +5,7 @@ import signal
 import pytest
 
 from training.engine.outcome import EXIT_CODES, Outcome
-from training.runs.worker.exits import Ending, EngineExit, StopReason, classify_exit
+from training.runs.worker.exits import EngineExit, ExitAction, StopReason, classify_exit
 
 PREEMPTED, BUSY = EXIT_CODES[Outcome.PREEMPTED], EXIT_CODES[Outcome.BUSY]
 
@@ -19,20 +19,20 @@ def classify(*reasons, has_result=False, has_checkpoint=True, exited_cleanly=Fal
 @pytest.mark.parametrize(
     ("reasons", "facts", "ending"),
     [
-        (list(StopReason), {"has_result": True}, Ending.RESULT),
-        (list(StopReason), {"exited_cleanly": True}, Ending.DISCARDED),
-        (["STOP", "EVICTION"], {"has_checkpoint": False}, Ending.STOPPED_EMPTY),
-        (["STOP", "EVICTION"], {"exited_cleanly": True}, Ending.STOPPED),
-        (["STOP", "EVICTION"], {"code": -signal.SIGKILL}, Ending.EVICTED),
-        (["STOP"], {"code": -signal.SIGKILL}, Ending.CRASHED),
-        (["EVICTION", "OVER_MEMORY"], {"exited_cleanly": True}, Ending.EVICTED),
-        (["OVER_MEMORY", "SIGTERM"], {"code": PREEMPTED}, Ending.OVER_MEMORY),
-        (["SIGTERM"], {"code": PREEMPTED}, Ending.PAUSED),
-        ([], {"exited_cleanly": True}, Ending.PAUSED),
-        (["SIGTERM"], {"code": -signal.SIGTERM}, Ending.PAUSED_EARLY),
-        ([], {"code": -signal.SIGTERM}, Ending.CRASHED),
-        ([], {"code": BUSY}, Ending.FOLDER_BUSY),
-        ([], {"code": None}, Ending.CRASHED),
+        (list(StopReason), {"has_result": True}, ExitAction.RESULT),
+        (list(StopReason), {"exited_cleanly": True}, ExitAction.DISCARDED),
+        (["STOP", "EVICTION"], {"has_checkpoint": False}, ExitAction.STOPPED_EMPTY),
+        (["STOP", "EVICTION"], {"exited_cleanly": True}, ExitAction.STOPPED),
+        (["STOP", "EVICTION"], {"code": -signal.SIGKILL}, ExitAction.EVICTED),
+        (["STOP"], {"code": -signal.SIGKILL}, ExitAction.CRASHED),
+        (["EVICTION", "OVER_MEMORY"], {"exited_cleanly": True}, ExitAction.EVICTED),
+        (["OVER_MEMORY", "SIGTERM"], {"code": PREEMPTED}, ExitAction.OVER_MEMORY),
+        (["SIGTERM"], {"code": PREEMPTED}, ExitAction.PAUSED),
+        ([], {"exited_cleanly": True}, ExitAction.PAUSED),
+        (["SIGTERM"], {"code": -signal.SIGTERM}, ExitAction.PAUSED_EARLY),
+        ([], {"code": -signal.SIGTERM}, ExitAction.CRASHED),
+        ([], {"code": BUSY}, ExitAction.FOLDER_BUSY),
+        ([], {"code": None}, ExitAction.CRASHED),
     ],
 )
 def test_the_first_matching_rule_decides(reasons, facts, ending):

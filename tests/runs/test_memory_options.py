@@ -42,7 +42,7 @@ def simulated(monkeypatch):
     )
 
 
-def run_out_of_memory(run, *, code=91, outcome=Outcome.MEMORY, **config):
+def run_out_of_memory(run, *, code=91, outcome=Outcome.OUT_OF_MEMORY, **config):
     Run.objects.filter(pk=run.pk).update(config={**run.config, **config})
     run_supervisor = RunSupervisor(claim_run(run.pk))
     Run.objects.filter(pk=run.pk).update(state=State.RUNNING, step=41)

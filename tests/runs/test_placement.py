@@ -142,7 +142,7 @@ def test_settings_with_most_effect_on_memory_have_a_slider(as_alice, form):
 
 
 def test_each_method_shows_its_recommended_rates_and_its_limitations(as_alice, form):
-    from training.runs.launch import form as form_module
+    from training.runs.launch import settings_form as form_module
 
     page = as_alice.post(reverse("run-settings"), form | {"method": "full"}).content.decode()
     assert "Recommended: 5e-6 to 5e-5." in page
@@ -154,7 +154,7 @@ def test_each_method_shows_its_recommended_rates_and_its_limitations(as_alice, f
 
 def test_every_field_has_a_recommended_range():
     from training.engine.methods import METHODS
-    from training.runs.launch.form import build_fields
+    from training.runs.launch.settings_form import build_fields
 
     for method in METHODS:
         for name, field in build_fields({"method": method}).items():

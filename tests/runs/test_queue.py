@@ -22,7 +22,7 @@ from training.people.models import Team
 from training.runs.actions import continue_run, stop_run
 from training.runs.forecast.target_device import get_target_device
 from training.runs.models import Event, Run
-from training.runs.queue import actions, admission, checks, durations, reasons
+from training.runs.queue import actions, admission, checks, durations, queue_info
 from training.runs.states import RequestedAction, State
 from training.runs.worker import outcomes
 from training.runs.worker.lease import claim_run
@@ -112,7 +112,7 @@ def test_a_waiting_run_shows_its_position_reason_and_estimated_start(run, make_r
         state=State.RUNNING, step=10, total_steps=110, seconds_per_step=6.0
     )
     second, third = make_run(), make_run()
-    reasons.refresh_queue()
+    queue_info.refresh_queue()
     now = timezone.now().timestamp()
     assert (
         get_queue_info(second)["position"],
@@ -129,12 +129,12 @@ def test_a_waiting_run_shows_its_position_reason_and_estimated_start(run, make_r
 def test_the_revision_changes_only_if_the_queue_info_is_new(run, make_run):
     claim_run(run.pk)
     second = make_run()
-    reasons.refresh_queue()
+    queue_info.refresh_queue()
     before = Run.objects.get(pk=second.pk).revision
-    reasons.refresh_queue()
+    queue_info.refresh_queue()
     assert Run.objects.get(pk=second.pk).revision == before
     make_run(queued_at=timezone.now() - timedelta(days=1))
-    reasons.refresh_queue()
+    queue_info.refresh_queue()
     assert Run.objects.get(pk=second.pk).revision == before + 1
 
 
@@ -144,7 +144,7 @@ def test_a_run_within_its_guarantee_evicts_a_borrowed_run_with_a_checkpoint(run,
     supervisor = make_ended_supervisor(run)
     Allocation.objects.update(started_at=timezone.now() - timedelta(hours=1))
     urgent = make_run(team=others, owner=people["mallory"])
-    reasons.refresh_queue()
+    queue_info.refresh_queue()
     allocation = Allocation.objects.get(run_id=run.pk)
     assert allocation.evicted_for == urgent.pk
     assert Device.objects.get().reserved_for == urgent.pk
@@ -216,7 +216,7 @@ def test_hold_and_drain_evicts_running_runs_and_hold_alone_does_not(run, make_ru
     )
     assert Allocation.objects.get().evicted_at is None
     waiting = make_run()
-    reasons.refresh_queue()
+    queue_info.refresh_queue()
     assert get_queue_info(waiting)["code"] == "team_on_hold"
     assert_mentions(get_queue_info(waiting)["reason"], run.team.name)
     quotas.set_hold(people["admin"], quotas.get_quota(pool, run.team), is_on_hold=True, drain=True)
@@ -329,7 +329,7 @@ def test_the_device_of_an_ended_run_is_released_if_its_worker_died(run, make_run
 def test_the_api_lists_the_queue(run, make_run, as_alice):
     claim_run(run.pk)
     second = make_run()
-    reasons.refresh_queue()
+    queue_info.refresh_queue()
     [item] = as_alice.get("/api/v1/runs/queue").json()["items"]
     assert (item["id"], item["owner"], item["pool"], item["position"]) == (
         second.pk,
@@ -343,7 +343,7 @@ def test_the_api_lists_the_queue(run, make_run, as_alice):
 def test_a_run_shows_its_assigned_device_until_a_worker_claims_it(run, make_run, as_alice):
     second = make_run()
     assert admission.admit_runs() == [run.pk]
-    reasons.refresh_queue()
+    queue_info.refresh_queue()
     assert_mentions(as_alice.get(f"/runs/{run.pk}").content.decode(), Device.objects.get())
     assert_mentions(as_alice.get("/api/v1/runs/queue").content.decode(), Device.objects.get())
     page = as_alice.get("/gpus").content.decode()
@@ -437,7 +437,7 @@ def test_memory_used_by_other_processes_is_not_assigned_to_a_run(run, make_run, 
     Run.objects.filter(pk=run.pk).update(forecast={"peak": device.total_bytes - GB})
     Device.objects.update(used_bytes=2 * GB)
     assert admission.admit_runs() == []
-    reasons.refresh_queue()
+    queue_info.refresh_queue()
     assert_mentions(get_queue_info(run)["reason"], "2.0 GB used by other processes")
     Device.objects.update(used_bytes=GB // 2)
     assert admission.admit_runs() == [run.pk]

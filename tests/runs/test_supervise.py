@@ -149,7 +149,14 @@ def test_too_many_crashes_without_a_checkpoint_are_a_crash_loop(run, settings):
 
 @pytest.mark.django_db
 @pytest.mark.parametrize(
-    "outcome", [Outcome.DIVERGED, Outcome.MEMORY, Outcome.DISK, Outcome.DATA, Outcome.CONFIG]
+    "outcome",
+    [
+        Outcome.DIVERGED,
+        Outcome.OUT_OF_MEMORY,
+        Outcome.DISK_FULL,
+        Outcome.DATA_ERROR,
+        Outcome.CONFIG_ERROR,
+    ],
 )
 def test_a_failed_run_has_a_message_and_is_not_retried(run, outcome):
     run_supervisor = exited_supervisor(run, code=1)

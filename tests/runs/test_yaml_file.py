@@ -16,7 +16,7 @@ from training.errors import NotFound, UserError
 from training.gpus import devices
 from training.gpus.models import Pool
 from training.runs.launch.auto import AutoRequest
-from training.runs.launch.init_from import find_start_weights
+from training.runs.launch.start_version import find_start_version
 from training.runs.launch.yaml_file import (
     find_data,
     find_placement,
@@ -168,7 +168,7 @@ def relaunch_from_file(run, tmp_path, *options):
 
 
 def is_same_run(one, other):
-    names = ("config", "base_model", "data", "pool", "priority", "from_version", "method")
+    names = ("config", "base_model", "data", "pool", "priority", "start_version", "method")
     return all(getattr(one, name) == getattr(other, name) for name in names)
 
 
@@ -261,8 +261,8 @@ def test_a_written_file_is_never_too_long_to_read(alice, base_model, data, devic
 @pytest.mark.parametrize("version", ["1", 1.0, True])
 def test_the_version_of_start_weights_must_be_an_integer(alice, version):
     with pytest.raises(UserError) as refused:
-        find_start_weights(alice, {"name": "Lights", "version": version})
-    assert refused.value.field == "start_from"
+        find_start_version(alice, {"name": "Lights", "version": version})
+    assert refused.value.field == "start_version"
 
 
 def test_the_page_rejects_a_lock_of_the_wrong_type(as_alice, run):

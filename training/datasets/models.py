@@ -93,7 +93,7 @@ class DatasetVersion(models.Model):
     class Meta:
         ordering = ["-number"]
         constraints = [
-            models.UniqueConstraint(fields=["dataset", "number"], name="one_number_a_version")
+            models.UniqueConstraint(fields=["dataset", "number"], name="unique_version_number")
         ]
 
     def __str__(self) -> str:

@@ -22,7 +22,7 @@ from training.engine.events import Journal
 from training.engine.fast_imports import fast_imports
 from training.engine.files import write_atomically
 from training.engine.outcome import EXIT_CODES, Outcome, Result, read_result
-from training.engine.stop_signals import StopSignals
+from training.engine.stop_requests import StopRequests
 from training.errors import ConfigError
 
 ATTEMPT_FILE = "attempts"
@@ -31,7 +31,7 @@ ATTEMPT_FILE = "attempts"
 def main(arguments: list[str]) -> int:
     if len(arguments) != 1 or not (Path(arguments[0]) / "config.json").is_file():
         sys.stderr.write("usage: python -m training.engine RUN_DIR (must contain config.json)\n")
-        return EXIT_CODES[Outcome.CONFIG]
+        return EXIT_CODES[Outcome.CONFIG_ERROR]
     run_dir = Path(arguments[0]).resolve()
     lock = acquire_lock(run_dir)
     if lock is None:
@@ -39,9 +39,9 @@ def main(arguments: list[str]) -> int:
     journal = Journal(run_dir)
     result = read_result(run_dir)
     if result is None:
-        stop_signals = StopSignals(run_dir)
-        stop_signals.install_handlers()
-        result = run_training(run_dir, journal, stop_signals)
+        stop_requests = StopRequests(run_dir)
+        stop_requests.install_handlers()
+        result = run_training(run_dir, journal, stop_requests)
     if journal.last_kind != "end":
         journal.write_event("end", outcome=result.outcome, message=result.message, step=result.step)
     return EXIT_CODES[result.outcome]
@@ -65,7 +65,7 @@ def acquire_lock(run_dir: Path) -> TextIO | None:
     return None
 
 
-def run_training(run_dir: Path, journal: Journal, stop_signals: StopSignals) -> Result:
+def run_training(run_dir: Path, journal: Journal, stop_requests: StopRequests) -> Result:
     """Train, and turn every return and every exception into a result. result.json is written only
     if the outcome is final: a preempted or crashed run is started again.
     """
@@ -75,11 +75,11 @@ def run_training(run_dir: Path, journal: Journal, stop_signals: StopSignals) -> 
     attempt = Attempt(run_dir, journal, number=count_attempt(run_dir))
     try:
         config = RunConfig.from_dict(json.loads((run_dir / "config.json").read_text()))
-        outcome, message = attempt.train_and_export(config, stop_signals)
+        outcome, message = attempt.train_and_export(config, stop_requests)
     except (ConfigError, json.JSONDecodeError) as error:
-        outcome, message = Outcome.CONFIG, str(error)
+        outcome, message = Outcome.CONFIG_ERROR, str(error)
     except DataError as error:
-        outcome, message = Outcome.DATA, str(error)
+        outcome, message = Outcome.DATA_ERROR, str(error)
     # Every other error must reach the user, and this is the only place that can report it
     except Exception as error:  # noqa: BLE001
         journal.write_event("log", level="error", text=traceback.format_exc())

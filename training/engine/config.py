@@ -31,7 +31,7 @@ class RunConfig(MethodSettings):
     train_data: str = ""
     eval_data: str = ""
     # A folder with weights of the same method that training starts from
-    start_weights: str = ""
+    init_from: str = ""
     learning_rate: float = setting_field(
         1e-3,
         "Size of the weight updates. Lower it if the loss jumps; raise it if it barely falls.",

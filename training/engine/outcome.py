@@ -20,11 +20,11 @@ class Outcome(StrEnum):
     # By a signal or an expired heartbeat; a checkpoint is saved and training will resume
     PREEMPTED = "preempted"
     BUSY = "busy"  # another engine has the lock of this run folder
-    CONFIG = "config_error"
-    DATA = "data_error"
+    CONFIG_ERROR = "config_error"
+    DATA_ERROR = "data_error"
     DIVERGED = "diverged"
-    MEMORY = "out_of_memory"
-    DISK = "disk_full"
+    OUT_OF_MEMORY = "out_of_memory"
+    DISK_FULL = "disk_full"
     CRASHED = "crashed"
 
 
@@ -35,12 +35,12 @@ EXIT_CODES: dict[Outcome, int] = {
     Outcome.DISCARDED: 0,
     Outcome.PREEMPTED: 75,
     Outcome.BUSY: 73,
-    Outcome.CONFIG: 78,
-    Outcome.DATA: 65,
+    Outcome.CONFIG_ERROR: 78,
+    Outcome.DATA_ERROR: 65,
     Outcome.CRASHED: 70,
     Outcome.DIVERGED: 90,
-    Outcome.MEMORY: 91,
-    Outcome.DISK: 92,
+    Outcome.OUT_OF_MEMORY: 91,
+    Outcome.DISK_FULL: 92,
 }
 
 

@@ -31,7 +31,7 @@ PAPERS = {  # setting -> papers that introduced it, as arXiv ids
     "tuning_budget_fraction": {"Successive halving": "1810.05934"},
     "prefix_projection": {"Prefix tuning": "2101.00190"},
     "prompt_tuning_init": {"Prompt tuning": "2104.08691"},
-    "bottleneck_size": {"Adapter layers": "1902.00751"},
+    "bottleneck_size": {"Bottleneck adapters": "1902.00751"},
     "adapter_placement": {"AdapterFusion": "2005.00247"},
     "optim": {"8-bit AdamW": "2110.02861"},
     "gradient_checkpointing": {"Checkpointing": "1604.06174"},

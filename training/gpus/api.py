@@ -9,6 +9,7 @@ from ninja.pagination import paginate
 
 from training.errors import NotFound
 from training.gpus import audit, quotas, usage
+from training.gpus.audit_views import filter_audit_entries
 from training.gpus.models import Device, PersonalQuota, Pool, Quota
 from training.gpus.schemas import (
     AuditOut,
@@ -24,7 +25,6 @@ from training.gpus.schemas import (
     UsageOut,
     to_quota_row,
 )
-from training.gpus.views import filter_audit_entries
 from training.people.pagination import Pagination
 from training.people.requests import AuthenticatedRequest
 from training.people.teams import get_team

@@ -14,7 +14,7 @@ from django.db.models.signals import post_delete
 
 from training.jobs.models import Job, JobSubject
 
-LOST_SECONDS = 29.0  # plus RECOVERY_SECONDS: half a minute
+HEARTBEAT_TIMEOUT_SECONDS = 29.0  # plus RECOVERY_SECONDS: half a minute
 MAX_TRIES = 3
 DEFAULT_CRASH_MESSAGE = "Unexpected error ({error}). See the worker's log."
 
@@ -65,7 +65,7 @@ class JobKind:
     run: Callable[[Job], dict[str, Any]]
     lane: Lane
     subjects: tuple[type[models.Model], ...]  # models whose deletion cancels the job
-    lost_seconds: float = LOST_SECONDS
+    lost_seconds: float = HEARTBEAT_TIMEOUT_SECONDS
     max_tries: int | None = MAX_TRIES
     one_per_owner: bool = False
     # A context that wraps `run` and the storing of its result

@@ -14,12 +14,12 @@ from training.people.models import User
 
 class JobState(models.TextChoices):
     WAITING = "waiting", "Waiting"
-    WORKING = "working", "Running"
+    RUNNING = "running", "Running"
     DONE = "done", "Done"
     FAILED = "failed", "Failed"
 
 
-OPEN_STATES = (JobState.WAITING, JobState.WORKING)
+OPEN_STATES = (JobState.WAITING, JobState.RUNNING)
 
 
 class Job(models.Model):
@@ -45,7 +45,7 @@ class Job(models.Model):
     created_at = models.DateTimeField(auto_now_add=True)
 
     class Meta:
-        constraints = [models.UniqueConstraint(fields=["kind", "key"], name="one_job_a_key")]
+        constraints = [models.UniqueConstraint(fields=["kind", "key"], name="unique_job_per_key")]
         indexes = [models.Index(fields=["state", "run_after"], name="jobs_open")]
 
     def __str__(self) -> str:
@@ -70,6 +70,6 @@ class JobSubject(models.Model):
     class Meta:
         constraints = [
             models.UniqueConstraint(
-                fields=["model", "object_id", "job"], name="once_a_subject_of_a_job"
+                fields=["model", "object_id", "job"], name="unique_subject_per_job"
             )
         ]

@@ -29,7 +29,7 @@ def recover_and_wake_jobs() -> None:
 
 def recover_lost_jobs() -> None:
     """Requeue the jobs whose worker has died, or fail them after the kind's `max_tries`."""
-    for job in Job.objects.filter(state=JobState.WORKING, kind__in=KINDS):
+    for job in Job.objects.filter(state=JobState.RUNNING, kind__in=KINDS):
         if not is_lost(job):
             continue
         limit = KINDS[job.kind].max_tries
@@ -52,7 +52,7 @@ def release_job(job: Job) -> None:
     """Requeue a job. The UPDATE is conditional, because the job may send a heartbeat just now."""
     Job.objects.filter(
         pk=job.pk,
-        state=JobState.WORKING,
+        state=JobState.RUNNING,
         claim_token=job.claim_token,
         heartbeat_at=job.heartbeat_at,
     ).update(state=JobState.WAITING, claim_token="", progress_message="")
@@ -62,6 +62,6 @@ def release_own_jobs() -> None:
     """Called when this worker shuts down: another worker can take its jobs at once, and the try
     does not count.
     """
-    Job.objects.filter(state=JobState.WORKING, worker=get_process_name()).update(
+    Job.objects.filter(state=JobState.RUNNING, worker=get_process_name()).update(
         state=JobState.WAITING, claim_token="", progress_message="", tries=F("tries") - 1
     )

@@ -92,7 +92,7 @@ def waiting_jobs(lane: Lane) -> models.QuerySet[Job]:
     ).order_by("run_after", "pk")
     exclusive = [name for name in lane.kind_names if KINDS[name].one_per_owner]
     if exclusive:
-        busy = Job.objects.filter(kind__in=exclusive, state=JobState.WORKING, owner__isnull=False)
+        busy = Job.objects.filter(kind__in=exclusive, state=JobState.RUNNING, owner__isnull=False)
         jobs = jobs.exclude(Q(kind__in=exclusive) & Q(owner__in=busy.values("owner")))
     return jobs
 
@@ -113,7 +113,7 @@ def claim_job(job_id: int, lane: Lane) -> Job | None:
         .order_by()
         .filter(pk=job_id)
         .update(
-            state=JobState.WORKING,
+            state=JobState.RUNNING,
             claim_token=token,
             worker=get_process_name(),
             heartbeat_at=timezone.now(),
@@ -150,7 +150,7 @@ def execute_job(job: Job) -> None:
 
 
 def claimed_rows(job: Job) -> models.QuerySet[Job]:
-    return Job.objects.filter(pk=job.pk, state=JobState.WORKING, claim_token=job.claim_token)
+    return Job.objects.filter(pk=job.pk, state=JobState.RUNNING, claim_token=job.claim_token)
 
 
 def save_job(job: Job, **changes: Any) -> None:

@@ -51,7 +51,7 @@ class Membership(models.Model):
 
     class Meta:
         ordering = ["user__username"]
-        constraints = [models.UniqueConstraint(fields=["user", "team"], name="once_in_a_team")]
+        constraints = [models.UniqueConstraint(fields=["user", "team"], name="unique_membership")]
 
     def __str__(self) -> str:
         return f"{self.user.username}, {self.get_role_display().lower()} of {self.team}"

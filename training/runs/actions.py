@@ -12,7 +12,7 @@ from django.utils import timezone
 
 from training.engine.files import remove_tree
 from training.engine.outcome import RESULT_FILE
-from training.engine.stop_signals import STOP_FILE
+from training.engine.stop_requests import STOP_FILE
 from training.errors import Conflict, UserError, check_name_typed, to_one_line
 from training.gpus import allocations
 from training.people.models import User

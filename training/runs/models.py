@@ -44,7 +44,7 @@ class Run(Owned):
     request: models.JSONField[dict[str, Any], dict[str, Any]] = models.JSONField(default=dict)
     created_at = models.DateTimeField(auto_now_add=True)
     # The adapter version whose weights training started from
-    from_version = models.PositiveBigIntegerField(null=True)
+    start_version = models.PositiveBigIntegerField(null=True)
     sweep = models.ForeignKey(Sweep, null=True, on_delete=models.SET_NULL, related_name="runs")
     # ",one,two,": one LIKE finds a tag, without another table or a join
     tags = models.CharField(max_length=320, blank=True)
@@ -66,7 +66,7 @@ class Run(Owned):
     pool = models.ForeignKey(Pool, null=True, on_delete=models.PROTECT, related_name="runs")
     priority = models.CharField(max_length=10, choices=Priority.choices, default=Priority.NORMAL)
     moved_up_at = models.DateTimeField(null=True)  # when it became the first of its owner's runs
-    # Position, reason and estimated start while it waits (queue/reasons.py)
+    # Position, reason and estimated start while it waits (queue/queue_info.py)
     queue_info: models.JSONField[dict[str, Any], dict[str, Any]] = models.JSONField(default=dict)
     queued_at = models.DateTimeField()
     not_before = models.DateTimeField(null=True)
@@ -146,7 +146,7 @@ class Event(models.Model):
 
     class Meta:
         ordering = ["seq"]
-        constraints = [models.UniqueConstraint(fields=["run", "seq"], name="each_event_once")]
+        constraints = [models.UniqueConstraint(fields=["run", "seq"], name="unique_event_per_seq")]
         indexes = [models.Index(fields=["run", "kind", "seq"])]
 
 
@@ -165,7 +165,9 @@ class CurveChunk(models.Model):
 
     class Meta:
         ordering = ["first_seq"]
-        constraints = [models.UniqueConstraint(fields=["run", "first_seq"], name="each_chunk_once")]
+        constraints = [
+            models.UniqueConstraint(fields=["run", "first_seq"], name="unique_chunk_per_seq")
+        ]
         indexes = [models.Index(fields=["run", "superseded", "first_step"])]
 
 
@@ -184,7 +186,9 @@ class CurveColumn(models.Model):
     values = models.BinaryField()
 
     class Meta:
-        constraints = [models.UniqueConstraint(fields=["chunk", "name"], name="each_column_once")]
+        constraints = [
+            models.UniqueConstraint(fields=["chunk", "name"], name="unique_column_per_chunk")
+        ]
 
 
 MAX_NAME_LENGTH = 120

@@ -22,7 +22,7 @@ class RequestedAction(models.TextChoices):
     RUN = "run", "run"
     STOP = "stop", "stop and save"
     DISCARD = "discard", "stop and discard"
-    TIME_LIMIT = "time", "stop and save, time limit reached"
+    TIME_LIMIT = "time_limit", "stop and save, time limit reached"
 
 
 class Priority(models.TextChoices):

@@ -4,8 +4,7 @@ from training.runs import views
 from training.runs.forecast import views as forecast_views
 from training.runs.launch import summary_views
 from training.runs.launch import views as launch_views
-from training.runs.queue import quota_views
-from training.runs.queue import views as queue_views
+from training.runs.queue import gpu_views, quota_views
 
 urlpatterns = [
     path("", views.list_runs, name="runs"),
@@ -43,15 +42,15 @@ urlpatterns = [
     path("runs/<int:run_id>/metrics.parquet", views.download_parquet, name="run-parquet"),
     path("sweeps/<int:sweep_id>", views.show_sweep, name="sweep"),
     path("sweeps/<int:sweep_id>/stop", views.stop_sweep, name="sweep-stop"),
-    path("gpus", queue_views.show_gpus, name="gpus"),
-    path("gpus/timeline", queue_views.get_timeline, name="gpu-timeline"),
-    path("quotas", queue_views.show_quotas, name="quotas"),
+    path("gpus", gpu_views.show_gpus, name="gpus"),
+    path("gpus/timeline", gpu_views.get_timeline, name="gpu-timeline"),
+    path("quotas", gpu_views.show_quotas, name="quotas"),
     path("quotas/<int:pool_id>/<int:team_id>", quota_views.edit_quota, name="quota"),
     path("quotas/pools/<int:pool_id>", quota_views.edit_pool, name="quota-pool"),
     path("quotas/people/<str:username>", quota_views.edit_person, name="quota-person"),
-    path("runs/<int:run_id>/up", queue_views.move_up, name="run-up"),
-    path("runs/<int:run_id>/priority", queue_views.change_priority, name="run-priority"),
-    path("runs/<int:run_id>/pool", queue_views.change_pool, name="run-pool"),
+    path("runs/<int:run_id>/up", gpu_views.move_up, name="run-up"),
+    path("runs/<int:run_id>/priority", gpu_views.change_priority, name="run-priority"),
+    path("runs/<int:run_id>/pool", gpu_views.change_pool, name="run-pool"),
     path(
         "data/versions/<int:version_id>/trained",
         forecast_views.show_training_tokens,

@@ -32,7 +32,7 @@ def wrap_model(model: Any, config: MethodSettings) -> Any:
 
 
 SPEC = Method(
-    title="Adapter layers",
+    title="Bottleneck adapters",
     description="Inserts small layers after attention and feed-forward. Learns well, but inference "
     "is a little slower, because it cannot be merged.",
     paper="https://arxiv.org/abs/1902.00751",

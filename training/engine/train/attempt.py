@@ -13,7 +13,7 @@ from training.engine.config import RunConfig
 from training.engine.events import Journal
 from training.engine.methods import METHODS
 from training.engine.outcome import Outcome, Result
-from training.engine.stop_signals import StopSignals
+from training.engine.stop_requests import StopRequests
 from training.engine.train import checkpoint
 from training.engine.train.exact_match import measure_exact_match
 from training.engine.train.loop import DiskFull, Diverged, run_training_loop
@@ -41,7 +41,9 @@ class Attempt:
         self.exact_match: float | None = None
         self.phase = "starting"
 
-    def train_and_export(self, config: RunConfig, stop_signals: StopSignals) -> tuple[Outcome, str]:
+    def train_and_export(
+        self, config: RunConfig, stop_requests: StopRequests
+    ) -> tuple[Outcome, str]:
         """Run the whole attempt. The weights are exported unless the run was discarded."""
         config = apply_selection(self.run_dir, config)
         for item in prepare_session(config, self.run_dir, self.number):
@@ -52,13 +54,13 @@ class Attempt:
         assert self.session is not None
         outcome = None
         if config.has_tuning and load_selection(self.run_dir) is None:
-            outcome = self.record_events(run_tuning(self.session, stop_signals))
+            outcome = self.record_events(run_tuning(self.session, stop_requests))
         self.record_events(emit_tuned_event(self.run_dir))
-        outcome = outcome or self.record_events(run_training_loop(self.session, stop_signals))
+        outcome = outcome or self.record_events(run_training_loop(self.session, stop_requests))
         if outcome in (Outcome.FINISHED, Outcome.STOPPED):
             self.export_weights(config)
         if outcome is Outcome.FINISHED:
-            self.evaluate_exact_match(stop_signals)
+            self.evaluate_exact_match(stop_requests)
         return outcome, ""
 
     def record_events(self, events: Generator[Event, None, ReturnT]) -> ReturnT:
@@ -89,7 +91,7 @@ class Attempt:
             # The result is a complete model, so it needs its tokenizer
             self.session.tokenizer.save_pretrained(folder)
 
-    def evaluate_exact_match(self, stop_signals: StopSignals) -> None:
+    def evaluate_exact_match(self, stop_requests: StopRequests) -> None:
         """Measure exact match with the exported weights, which may be from an earlier step. A
         failure here is logged and does not fail the run.
         """
@@ -103,7 +105,7 @@ class Attempt:
                 session.get_checkpoint_state(),
             )
         try:
-            for kind, fields in measure_exact_match(session, stop_signals):
+            for kind, fields in measure_exact_match(session, stop_requests):
                 if kind == "answers":
                     fields["step"] = self.adapter_step
                     self.exact_match = fields["exact_match"]
@@ -128,9 +130,9 @@ class Attempt:
         if isinstance(error, DiskFull) or (
             isinstance(error, OSError) and error.errno == errno.ENOSPC
         ):
-            return Outcome.DISK, f"{error} Free some space, then resume from the checkpoint."
+            return Outcome.DISK_FULL, f"{error} Free some space, then resume from the checkpoint."
         if isinstance(error, torch.OutOfMemoryError):
-            return Outcome.MEMORY, f"Out of memory at step {step} while {self.phase}."
+            return Outcome.OUT_OF_MEMORY, f"Out of memory at step {step} while {self.phase}."
         return Outcome.CRASHED, f"{type(error).__name__} while {self.phase} at step {step}: {error}"
 
     def build_result(self, outcome: Outcome, message: str) -> Result:

@@ -19,14 +19,14 @@ from training.engine.data.conversations import (
     encode_prompt,
     encode_row,
 )
-from training.engine.stop_signals import StopSignals
+from training.engine.stop_requests import StopRequests
 from training.engine.train.evaluate import eval_mode
 from training.engine.train.session import Event, Session
 
 MAX_EXTRA_TOKENS = 16  # Beyond the expected length; an answer that is longer is wrong anyway
 
 
-def measure_exact_match(session: Session, stop_signals: StopSignals) -> Iterator[Event]:
+def measure_exact_match(session: Session, stop_requests: StopRequests) -> Iterator[Event]:
     """Answer up to `exact_match_rows` held-out rows. Plain text and truncated rows are skipped:
     they have no complete expected answer.
     """
@@ -35,7 +35,7 @@ def measure_exact_match(session: Session, stop_signals: StopSignals) -> Iterator
         return
     began, matches = time.monotonic(), 0
     for index, (prompt, expected) in enumerate(prompts):
-        if stop_signals.requested_stop() is not None:
+        if stop_requests.requested_stop() is not None:
             return
         yield "phase", {"name": "measuring exact match", "done": index, "total": len(prompts)}
         matches += generate_answer(session, prompt, len(expected)) == decode_answer(

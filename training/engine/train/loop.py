@@ -14,7 +14,7 @@ import torch
 
 from training.engine.modeling import optimizers
 from training.engine.outcome import Outcome
-from training.engine.stop_signals import StopSignals
+from training.engine.stop_requests import StopRequests
 from training.engine.train import checkpoint, evaluate
 from training.engine.train.session import Event, Session
 
@@ -28,7 +28,7 @@ class DiskFull(Exception):
 
 
 def run_training_loop(
-    session: Session, stop_signals: StopSignals
+    session: Session, stop_requests: StopRequests
 ) -> Generator[Event, None, Outcome]:
     """Train until all planned steps are done or a stop is requested. Returns the outcome.
 
@@ -45,7 +45,7 @@ def run_training_loop(
     yield "phase", {"name": "first step" if session.step == 0 else "training"}
 
     while session.step < plan.total_steps:
-        stop_outcome = stop_signals.requested_stop()
+        stop_outcome = stop_requests.requested_stop()
         if stop_outcome is not None:
             if stop_outcome is not Outcome.DISCARDED:
                 yield from save_checkpoint(session)

@@ -234,7 +234,7 @@ def resume_from_checkpoint(session: Session, attempt: int) -> Iterator[Event]:
             yield "log", {"level": "warning", "text": message}
         for name, value in trainer_state.items():
             setattr(session, name, value)
-    elif session.config.start_weights:
+    elif session.config.init_from:
         load_initial_weights(session)
     elif session.config.init_lora_weights in ("eva", "loftq"):
         yield "phase", {"name": "initializing adapter"}
@@ -250,12 +250,12 @@ def load_initial_weights(session: Session) -> None:
         ConfigError: the names or shapes of the weights do not match the settings.
     """
     try:
-        weights.check_parameter_names(session.model, Path(session.config.start_weights))
-        weights.read_weights(session.model, Path(session.config.start_weights), {})
+        weights.check_parameter_names(session.model, Path(session.config.init_from))
+        weights.read_weights(session.model, Path(session.config.init_from), {})
     except (RuntimeError, KeyError, OSError) as error:
         reason = str(error).splitlines()[0][:300]
         raise ConfigError(
-            f"The version's weights do not match these settings: {reason}", field="start_weights"
+            f"The version's weights do not match these settings: {reason}", field="init_from"
         ) from error
 
 

@@ -24,7 +24,7 @@ from training.engine.data.conversations import DataError, EncodedRow
 from training.engine.modeling import optimizers
 from training.engine.modeling.model import LabeledPositionsHead
 from training.engine.outcome import Outcome
-from training.engine.stop_signals import StopSignals
+from training.engine.stop_requests import StopRequests
 from training.engine.train import checkpoint, evaluate
 from training.engine.train.loop import Diverged, save_checkpoint, take_step
 from training.engine.train.session import Event, Session, wrap_for_training
@@ -76,7 +76,7 @@ class TuningRun:
         return {"done": min(self.spent, self.budget), "total": self.budget}
 
 
-def run_tuning(session: Session, stop_signals: StopSignals) -> TuningEvents:
+def run_tuning(session: Session, stop_requests: StopRequests) -> TuningEvents:
     """Run trials until the budget is spent, then put the session into the state of the winner.
     Returns the outcome of a requested stop, or None.
 
@@ -104,7 +104,7 @@ def run_tuning(session: Session, stop_signals: StopSignals) -> TuningEvents:
         best_trial = select_better_trial(best_trial, trial)
     while tuning.spent < tuning.budget or not tuning.search.trial_count:
         trial = tuning.search.ask()
-        stop_outcome = yield from run_trial(tuning, trial, stop_signals)
+        stop_outcome = yield from run_trial(tuning, trial, stop_requests)
         if stop_outcome is not None:
             return stop_outcome
         tuning.search.tell(trial)
@@ -172,7 +172,7 @@ def list_module_sets(model: Any, config: RunConfig) -> list[str]:
     return [config.target_modules, *(",".join(sorted(names)) for names in module_names.values())]
 
 
-def run_trial(tuning: TuningRun, trial: Trial, stop_signals: StopSignals) -> TuningEvents:
+def run_trial(tuning: TuningRun, trial: Trial, stop_requests: StopRequests) -> TuningEvents:
     """Train a trial from rung to rung until it is done, stopped early or failed. The first trial
     uses the session as it is. Returns the outcome of a requested stop, or None.
     """
@@ -184,7 +184,7 @@ def run_trial(tuning: TuningRun, trial: Trial, stop_signals: StopSignals) -> Tun
         tuning.is_fresh = False
         for rung in tuning.search.rungs:
             while session.step < rung:
-                stop_outcome = stop_signals.requested_stop()
+                stop_outcome = stop_requests.requested_stop()
                 if stop_outcome is not None:
                     return stop_outcome
                 trial.steps.append(take_step(session)[1])

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from training.gpus.scheduling.scheduler import Scheduler
-from training.gpus.scheduling.state import EVICTION_GRACE_SECONDS, PoolState, RunningJob
+from training.gpus.scheduling.state import EVICTION_GRACE_SECONDS, PoolState, RunningRun
 
 # Runs behind the head that are examined at each end: ten times fewer than in a real pass, because
 # one estimate can take ten thousand passes
@@ -79,11 +79,11 @@ def estimate_start_ranges(pool_state: PoolState, now: float) -> dict[int, StartR
 def apply_slack(pool_state: PoolState, now: float, slack: float) -> PoolState:
     """A copy in which every remaining duration is `slack` times as long."""
 
-    def delay_end(job: RunningJob) -> RunningJob:
+    def delay_end(job: RunningRun) -> RunningRun:
         return replace(job, expected_end=now + max(0.0, job.expected_end - now) * slack)
 
     waiting = [
-        replace(pending, is_due=True, seconds=pending.seconds * slack)
+        replace(pending, is_retry_due=True, seconds=pending.seconds * slack)
         for pending in pool_state.waiting
     ]
     return replace(
@@ -93,7 +93,9 @@ def apply_slack(pool_state: PoolState, now: float, slack: float) -> PoolState:
     )
 
 
-def dry_run(before: PoolState, after: PoolState, now: float) -> Mapping[int, tuple[float, float]]:
+def compare_start_times(
+    before: PoolState, after: PoolState, now: float
+) -> Mapping[int, tuple[float, float]]:
     """Waiting runs whose start an edit would change: the times before and after it, infinity for
     never. Evictions are simulated in both.
     """

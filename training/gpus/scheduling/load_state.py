@@ -19,16 +19,16 @@ from training.gpus.scheduling.state import (
     MAX_EVICTIONS_PER_DAY,
     NO_TEAM,
     DeviceState,
-    PendingJob,
     PoolState,
-    RunningJob,
+    RunningRun,
     TeamQuota,
     UserUsage,
+    WaitingRun,
 )
 
 
 def load_pool_state(
-    pool: Pool, now: datetime, waiting: Sequence[PendingJob], ends: Mapping[int, float]
+    pool: Pool, now: datetime, waiting: Sequence[WaitingRun], ends: Mapping[int, float]
 ) -> PoolState:
     """Build the state from the database.
 
@@ -87,7 +87,7 @@ def load_static_limits(pool: Pool, team: int) -> PoolState:
 
 def load_running_jobs(
     allocations: Sequence[Allocation], now: datetime, ends: Mapping[int, float]
-) -> list[RunningJob]:
+) -> list[RunningRun]:
     recent_evictions = Allocation.objects.filter(
         run_id__in=[a.run_id for a in allocations], evicted_at__gt=now - timedelta(days=1)
     )
@@ -96,7 +96,7 @@ def load_running_jobs(
         for row in recent_evictions.values("run_id").annotate(times=Count("pk"))
     }
     return [
-        RunningJob(
+        RunningRun(
             run=allocation.run_id,
             device_id=allocation.device_id,
             team=allocation.team_id or NO_TEAM,

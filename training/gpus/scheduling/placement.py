@@ -10,7 +10,7 @@ from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import replace
 
-from training.gpus.scheduling.state import DeviceState, PendingJob, PoolState, RunningJob
+from training.gpus.scheduling.state import DeviceState, PoolState, RunningRun, WaitingRun
 
 
 class PlacementState:
@@ -22,8 +22,8 @@ class PlacementState:
     def __init__(self, pool_state: PoolState) -> None:
         self.pool_state = pool_state
         self.devices = {device.id: device for device in pool_state.devices}
-        self.jobs_on: dict[int, list[RunningJob]] = {device.id: [] for device in pool_state.devices}
-        self.running_jobs: dict[int, RunningJob] = {}
+        self.jobs_on: dict[int, list[RunningRun]] = {device.id: [] for device in pool_state.devices}
+        self.running_jobs: dict[int, RunningRun] = {}
         # Runs by team. Only `team_running` counts against the guarantee.
         self.team_running: dict[int, int] = defaultdict(int)
         self.team_background: dict[int, int] = defaultdict(int)
@@ -53,7 +53,7 @@ class PlacementState:
         for device in pool_state.devices:
             self.reindex_device(device.id)
 
-    def add_job(self, job: RunningJob, since: float) -> None:
+    def add_job(self, job: RunningRun, since: float) -> None:
         """Add a run. Its time before `since` is already in the ledger."""
         self.jobs_on[job.device_id].append(job)
         self._idle_used_bytes = None
@@ -66,7 +66,7 @@ class PlacementState:
             self.committed_seconds["team", job.team] += max(0.0, remaining)
             self.committed_seconds["user", job.user] += max(0.0, remaining)
 
-    def remove_job(self, run: int) -> RunningJob:
+    def remove_job(self, run: int) -> RunningRun:
         """Remove a run that has left its device."""
         job = self.running_jobs.pop(run)
         self.jobs_on[job.device_id].remove(job)
@@ -85,10 +85,10 @@ class PlacementState:
 
     def can_fit(
         self,
-        pending: PendingJob,
+        pending: WaitingRun,
         device_id: int,
         *,
-        without: Iterable[RunningJob] = (),
+        without: Iterable[RunningRun] = (),
         reserved_bytes: int = 0,
     ) -> bool:
         """Return whether the run fits on the device if the runs in `without` leave it and
@@ -107,7 +107,7 @@ class PlacementState:
         )
 
     def begin_eviction(
-        self, device_id: int, victims: Iterable[RunningJob], reserve_for: int
+        self, device_id: int, victims: Iterable[RunningRun], reserve_for: int
     ) -> None:
         """Set runs to evicting and reserve their device for another run."""
         victim_set = set(victims)
@@ -120,7 +120,7 @@ class PlacementState:
         self.reserved_devices[reserve_for] = device_id
         self.reindex_device(device_id)
 
-    def estimate_available_at(self, pending: PendingJob, device: DeviceState) -> float:
+    def estimate_available_at(self, pending: WaitingRun, device: DeviceState) -> float:
         """When enough runs on the device should have ended for this one to fit. Cached until the
         device changes.
         """
@@ -129,7 +129,7 @@ class PlacementState:
             cached[pending.memory] = self._compute_available_at(pending, device)
         return cached[pending.memory]
 
-    def _compute_available_at(self, pending: PendingJob, device: DeviceState) -> float:
+    def _compute_available_at(self, pending: WaitingRun, device: DeviceState) -> float:
         current_jobs = sorted(self.jobs_on[device.id], key=lambda job: job.expected_end)
         if not current_jobs:
             return -math.inf
@@ -145,7 +145,7 @@ class PlacementState:
                 return job.expected_end
         return math.inf
 
-    def get_capacity_details(self, pending: PendingJob) -> dict[str, float | int | str]:
+    def get_capacity_details(self, pending: WaitingRun) -> dict[str, float | int | str]:
         """The figures for the message that no device is free (explain.py)."""
         idle_used_bytes = self.get_idle_used_bytes()
         return {

@@ -10,20 +10,20 @@ guarantee and therefore cannot evict others, so two runs never evict each other 
 from __future__ import annotations
 
 from training.gpus.scheduling.placement import PlacementState
-from training.gpus.scheduling.state import PendingJob, RunningJob
+from training.gpus.scheduling.state import RunningRun, WaitingRun
 
 
 def find_victims(
-    placement: PlacementState, pending: PendingJob, now: float
-) -> tuple[int, list[RunningJob]] | None:
+    placement: PlacementState, pending: WaitingRun, now: float
+) -> tuple[int, list[RunningRun]] | None:
     """Return the device and the runs to evict from it, or None if no eviction would help."""
     preemptible = find_preemptible(placement, now)
-    best: tuple[tuple[float, ...], int, list[RunningJob]] | None = None
+    best: tuple[tuple[float, ...], int, list[RunningRun]] | None = None
     for device in placement.devices.values():
         if not device.is_schedulable or device.reserved_for is not None:
             continue
         # Add victims until the run fits
-        victims: list[RunningJob] = []
+        victims: list[RunningRun] = []
         for job in sorted(
             (job for job in placement.jobs_on[device.id] if job.run in preemptible),
             key=_eviction_order,
@@ -52,7 +52,7 @@ def find_preemptible(placement: PlacementState, now: float) -> set[int]:
     """Runs that may be evicted: background runs, and each team's newest runs beyond its
     guarantee.
     """
-    by_team: dict[int, list[RunningJob]] = {}
+    by_team: dict[int, list[RunningRun]] = {}
     preemptible = set()
     for job in placement.running_jobs.values():
         if job.is_evicting or job.priority == "urgent":
@@ -77,6 +77,6 @@ def find_preemptible(placement: PlacementState, now: float) -> set[int]:
     }
 
 
-def _eviction_order(job: RunningJob) -> tuple[bool, float]:
+def _eviction_order(job: RunningRun) -> tuple[bool, float]:
     """Background runs first, then the newest."""
     return (job.priority != "background", -job.started)

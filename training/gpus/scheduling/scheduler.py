@@ -23,9 +23,9 @@ from training.gpus.scheduling.state import (
     PRIORITIES,
     BlockReason,
     Decision,
-    PendingJob,
     PoolState,
-    RunningJob,
+    RunningRun,
+    WaitingRun,
 )
 
 # Runs without a free device that one pass examines (Slurm's bf_max_job_test: 500)
@@ -38,7 +38,7 @@ QueueKey = tuple[int, int]
 class Reservation:
     """The device that the first blocked run will get, and when it is expected to be free."""
 
-    pending: PendingJob
+    pending: WaitingRun
     device_id: int
     available_at: float
 
@@ -56,7 +56,7 @@ class Scheduler(PlacementState):
         super().__init__(pool_state)
         self.charged_seconds: dict[int, float] = defaultdict(float)
         self.reservation: Reservation | None = None
-        self.queues: dict[QueueKey, list[PendingJob]] = defaultdict(list)
+        self.queues: dict[QueueKey, list[WaitingRun]] = defaultdict(list)
         # Index of the next run that the pass examines in each queue
         self.positions: dict[QueueKey, int] = defaultdict(int)
         self.heap: list[tuple[tuple[float, ...], int, QueueKey]] = []
@@ -131,9 +131,9 @@ class Scheduler(PlacementState):
         """Whether the smallest waiting run fits on the device with the most free memory."""
         return bool(self.required_sizes) and self.required_sizes[0] <= self.max_free_bytes
 
-    def start_job(self, pending: PendingJob, device_id: int, now: float) -> RunningJob:
+    def start_job(self, pending: WaitingRun, device_id: int, now: float) -> RunningRun:
         """Move a waiting run to a device."""
-        job = RunningJob(
+        job = RunningRun(
             pending.run,
             device_id,
             pending.team,
@@ -166,7 +166,7 @@ class Scheduler(PlacementState):
 
     # -- quotas and devices
 
-    def find_quota_block(self, pending: PendingJob) -> BlockReason | None:
+    def find_quota_block(self, pending: WaitingRun) -> BlockReason | None:
         """The reason why this run may not start even if devices are free, or None."""
         quota, usage = (
             self.pool_state.quota_for(pending.team),
@@ -209,13 +209,13 @@ class Scheduler(PlacementState):
                 "user_hours",
                 {},
             ),
-            (not pending.is_due, "crash_pause", {}),
+            (not pending.is_retry_due, "crash_pause", {}),
         )
         return next(
             (BlockReason(code, details) for is_blocked, code, details in checks if is_blocked), None
         ) or self.find_permanent_block(pending)
 
-    def find_permanent_block(self, pending: PendingJob) -> BlockReason | None:
+    def find_permanent_block(self, pending: WaitingRun) -> BlockReason | None:
         """The reason why this run could not start even in an empty pool, or None."""
         max_bytes = self.pool_state.quota_for(pending.team).max_bytes
         required_bytes = self.get_required_bytes(pending)
@@ -233,7 +233,7 @@ class Scheduler(PlacementState):
             )
         return None
 
-    def is_within_guarantee(self, pending: PendingJob) -> bool:
+    def is_within_guarantee(self, pending: WaitingRun) -> bool:
         """Whether the run would be within its team's guarantee. Background runs never are."""
         team_count = self.team_running[pending.team] + self.count_reserved(pending, "team")
         return (
@@ -241,7 +241,7 @@ class Scheduler(PlacementState):
             and team_count < self.pool_state.quota_for(pending.team).guaranteed
         )
 
-    def count_reserved(self, pending: PendingJob, owner_field: str) -> int:
+    def count_reserved(self, pending: WaitingRun, owner_field: str) -> int:
         """Devices reserved for other waiting runs of the same team or user. They count as used.
 
         `owner_field` is `team` or `user`.
@@ -254,7 +254,7 @@ class Scheduler(PlacementState):
         )
         return sum(getattr(other, owner_field) == owner_id for other in others)
 
-    def find_device(self, pending: PendingJob, now: float) -> int | None:
+    def find_device(self, pending: WaitingRun, now: float) -> int | None:
         """The device with the least free memory on which the run fits (best fit), or None."""
         # A run for which others were evicted waits for that device
         reserved_device_id = self.reserved_devices.get(pending.run)
@@ -280,14 +280,14 @@ class Scheduler(PlacementState):
                 return device_id
         return None
 
-    def get_required_bytes(self, pending: PendingJob) -> int:
+    def get_required_bytes(self, pending: WaitingRun) -> int:
         """Bytes that the run needs at least. Without a forecast it needs an empty device."""
         return pending.memory if pending.memory is not None else self.smallest_device_bytes
 
     # -- helpers of the pass
 
     def _evict_or_reserve(
-        self, pending: PendingJob, now: float, decision: Decision, evict: bool
+        self, pending: WaitingRun, now: float, decision: Decision, evict: bool
     ) -> BlockReason:
         """Evict runs for a run that found no device, or reserve a device if it is the first one.
 
@@ -326,14 +326,14 @@ class Scheduler(PlacementState):
             {**self.get_capacity_details(pending), "head_run": self.reservation.pending.run},
         )
 
-    def _release_reservation(self, pending: PendingJob, decision: Decision) -> None:
+    def _release_reservation(self, pending: WaitingRun, decision: Decision) -> None:
         """Let other runs use the device that was reserved for this one."""
         device_id = self.reserved_devices.pop(pending.run, None)
         if device_id is not None:
             self.devices[device_id] = replace(self.devices[device_id], reserved_for=None)
             decision.released_reservations.append(pending.run)
 
-    def _reserve_for_head(self, pending: PendingJob, now: float) -> Reservation | None:
+    def _reserve_for_head(self, pending: WaitingRun, now: float) -> Reservation | None:
         """The device on which the run can start first, by the expected ends of the others."""
         best: Reservation | None = None
         for device in self.devices.values():
@@ -348,7 +348,7 @@ class Scheduler(PlacementState):
                 best = Reservation(pending, device.id, available_at)
         return best
 
-    def _can_backfill(self, reservation: Reservation, pending: PendingJob, now: float) -> bool:
+    def _can_backfill(self, reservation: Reservation, pending: WaitingRun, now: float) -> bool:
         """Whether starting this run on the reserved device would not delay the reservation."""
         head = reservation.pending
         if head.run == pending.run or now + pending.seconds <= reservation.available_at < math.inf:
@@ -362,7 +362,7 @@ class Scheduler(PlacementState):
             pending, reservation.device_id, without=ending_jobs, reserved_bytes=head.memory
         )
 
-    def get_sort_key(self, pending: PendingJob) -> tuple[float, ...]:
+    def get_sort_key(self, pending: WaitingRun) -> tuple[float, ...]:
         """The sort key of the queue of the pool; the smallest comes first."""
         quota = self.pool_state.quota_for(pending.team)
         over_guarantee = (self.team_running[pending.team] - quota.guaranteed) / quota.weight

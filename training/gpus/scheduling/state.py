@@ -38,7 +38,7 @@ class DeviceState:
 
 
 @dataclass(frozen=True)
-class RunningJob:
+class RunningRun:
     """A run on a device.
 
     `memory` is None if the run has the whole device. `expected_end` is infinite if it is unknown.
@@ -57,7 +57,7 @@ class RunningJob:
 
 
 @dataclass(frozen=True)
-class PendingJob:
+class WaitingRun:
     """A waiting run. `memory` is None if there is no forecast; such a run needs a whole device."""
 
     run: int
@@ -68,7 +68,7 @@ class PendingJob:
     priority: str = "normal"
     seconds: float = math.inf  # expected duration
     moved_up_at: float = 0.0  # when the owner moved it to the front of their own runs
-    is_due: bool = True  # False during the pause after a crash
+    is_retry_due: bool = True  # False during the pause after a crash
 
     @property
     def sort_key(self) -> tuple[int, float, float, int]:
@@ -113,8 +113,8 @@ class PoolState:
 
     pool: str
     devices: Sequence[DeviceState]
-    running_jobs: Sequence[RunningJob] = ()
-    waiting: Sequence[PendingJob] = ()
+    running_jobs: Sequence[RunningRun] = ()
+    waiting: Sequence[WaitingRun] = ()
     teams: Mapping[int, TeamQuota] = field(default_factory=dict)
     users: Mapping[int, UserUsage] = field(default_factory=dict)
     runs_per_device: int = 1  # maximum number of runs that share a device
@@ -141,7 +141,7 @@ class BlockReason:
 class Decision:
     """The result of one admission pass."""
 
-    starts: list[RunningJob] = field(default_factory=list)
+    starts: list[RunningRun] = field(default_factory=list)
     evictions: dict[int, int] = field(default_factory=dict)  # evicted run -> run that replaces it
     # Runs whose reserved device is free for others again
     released_reservations: list[int] = field(default_factory=list)

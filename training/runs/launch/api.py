@@ -16,7 +16,6 @@ from training.people.requests import AuthenticatedRequest
 from training.runs.forecast import any_model, token_lengths
 from training.runs.forecast.target_device import get_target_device
 from training.runs.launch.auto import AutoRequest, make_run_plan
-from training.runs.launch.init_from import get_start_weights
 from training.runs.launch.request import LaunchRequest, launch_runs, preview_launch
 from training.runs.launch.schemas import (
     ForecastOut,
@@ -31,6 +30,7 @@ from training.runs.launch.schemas import (
     TokensOut,
     describe_settings,
 )
+from training.runs.launch.start_version import get_start_version
 from training.runs.launch.sweep import split_grid
 from training.runs.queue.placement import Placement
 from training.runs.schemas import SweepOut
@@ -50,9 +50,9 @@ def to_launch_request(request: AuthenticatedRequest, body: RunIn) -> LaunchReque
     if version is None:
         raise NotFound(f"Dataset version {body.data} not found.", field="data")
     pool = None if body.pool is None else get_pool(body.pool)
-    start_weights = None
-    if body.from_version is not None:
-        start_weights = get_start_weights(request.user, body.from_version)
+    start_version = None
+    if body.start_version is not None:
+        start_version = get_start_version(request.user, body.start_version)
     return LaunchRequest(
         user=request.user,
         base_model=model,
@@ -62,7 +62,7 @@ def to_launch_request(request: AuthenticatedRequest, body: RunIn) -> LaunchReque
         plan_digest=body.plan_digest,
         name=body.name,
         placement=Placement(pool, body.priority or Priority.NORMAL),
-        start_weights=start_weights,
+        start_version=start_version,
     )
 
 

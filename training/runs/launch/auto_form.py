@@ -13,7 +13,7 @@ from training.auto.plan_types import Choice, Plan
 from training.engine.config import RunConfig
 from training.engine.methods import METHODS
 from training.errors import UserError
-from training.runs.launch import form
+from training.runs.launch import settings_form
 from training.runs.launch.auto import AutoRequest, PlanPending, compute_plan_digest, make_run_plan
 from training.runs.launch.selection import Selection
 
@@ -26,7 +26,7 @@ LOCK_FIELD = "lock"  # the checkboxes of locked rows
 class PlanRow:
     choice: Choice
     title: str
-    field: form.Field | None  # None for the method
+    field: settings_form.Field | None  # None for the method
 
     @property
     def text(self) -> str:
@@ -61,9 +61,13 @@ class AutoPlanState:
     def rows(self) -> list[PlanRow]:
         if self.plan is None:
             return []
-        fields_by_name = form.build_fields(self.plan.settings)
+        fields_by_name = settings_form.build_fields(self.plan.settings)
         rows = [
-            PlanRow(choice, form.format_title(choice.setting), fields_by_name.get(choice.setting))
+            PlanRow(
+                choice,
+                settings_form.format_title(choice.setting),
+                fields_by_name.get(choice.setting),
+            )
             for choice in self.plan.choices
         ]
         return [row for row in rows if row.field or row.choice.setting == "method"]
@@ -102,17 +106,17 @@ def parse_locks(form_data: Any) -> dict[str, Any]:
         locked[name] = (
             text == "on"
             if kinds.get(name) == "bool"
-            else form.parse_value(text.strip(), kinds.get(name, "str"))
+            else settings_form.parse_value(text.strip(), kinds.get(name, "str"))
         )
     return locked
 
 
-def get_all_fields() -> dict[str, form.Field]:
+def get_all_fields() -> dict[str, settings_form.Field]:
     """The fields of all methods' settings."""
     return {
         name: field
         for method in METHODS
-        for name, field in form.build_fields({"method": method}).items()
+        for name, field in settings_form.build_fields({"method": method}).items()
     }
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from training.people.requests import AuthenticatedRequest
-from training.runs.launch import auto_form, form
+from training.runs.launch import auto_form, settings_form
 from training.runs.launch.request import LaunchRequest
 from training.runs.launch.selection import FORM_FIELDS, Selection
 
@@ -37,7 +37,7 @@ class LaunchInput:
             plan_digest=self.plan_digest if plan_state else None,
             name=self.selection.texts["name"],
             placement=self.selection.get_placement(),
-            start_weights=self.selection.start_weights,
+            start_version=self.selection.start_version,
         )
 
 
@@ -49,7 +49,9 @@ def read_launch_form(request: AuthenticatedRequest, *, mode: str = "") -> Launch
     """Read the posted form. `mode` (`auto` or `manual`) overrides the mode of the form."""
     selection = read_selection(request)
     if (mode or request.POST.get("mode")) != "auto":
-        return LaunchInput(selection, form.parse_form_settings(request.POST), is_auto=False)
+        return LaunchInput(
+            selection, settings_form.parse_form_settings(request.POST), is_auto=False
+        )
     return build_planned_input(selection, request.POST)
 
 

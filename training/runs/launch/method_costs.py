@@ -27,7 +27,7 @@ from training.runs.forecast.memory_estimators import (
 from training.runs.forecast.summary import describe_fit
 from training.runs.forecast.target_device import TargetDevice, get_target_device
 from training.runs.forecast.token_lengths import TokenLengths, get_cached_lengths
-from training.runs.launch.form import switch_method
+from training.runs.launch.settings_form import switch_method
 from training.runs.models import Run
 from training.runs.states import UNFINISHED
 

@@ -19,7 +19,7 @@ from training.datasets.models import DatasetVersion
 from training.engine.config import RunConfig
 from training.engine.methods import METHODS
 from training.errors import Conflict, UserError, to_one_line
-from training.gpus.scheduling.state import NO_TEAM, PendingJob
+from training.gpus.scheduling.state import NO_TEAM, WaitingRun
 from training.people.models import Team, User
 from training.runs.forecast.batch_shapes import count_steps
 from training.runs.forecast.memory import get_cached_forecast
@@ -28,7 +28,6 @@ from training.runs.forecast.summary import check_data_fits_model, collect_warnin
 from training.runs.forecast.target_device import TargetDevice, get_target_device
 from training.runs.forecast.token_lengths import TokenLengths, get_cached_lengths
 from training.runs.launch.auto import AutoRequest, compute_plan_digest, make_run_plan
-from training.runs.launch.init_from import StartWeights, check_start_weights
 from training.runs.launch.services import (
     WarningsNotAccepted,
     check_model_ready,
@@ -36,6 +35,7 @@ from training.runs.launch.services import (
     get_run_team,
     prepare_run_dir,
 )
+from training.runs.launch.start_version import StartVersion, check_start_version
 from training.runs.launch.sweep import (
     Member,
     collect_possible,
@@ -68,7 +68,7 @@ class LaunchRequest:
     plan_digest: str | None = None
     name: str = ""
     placement: Placement = DEFAULT_PLACEMENT
-    start_weights: StartWeights | None = None
+    start_version: StartVersion | None = None
     skip_impossible: bool = False
 
     def to_json(self) -> dict[str, Any]:
@@ -76,8 +76,8 @@ class LaunchRequest:
         so that the request can be repeated.
         """
         fields: dict[str, Any] = {}
-        if self.start_weights:
-            fields["start_from"] = self.start_weights.to_json()
+        if self.start_version:
+            fields["start_version"] = self.start_version.to_json()
         if self.auto:
             fields["auto"] = {"goal": self.auto.goal, "locked": dict(self.auto.locked)}
         elif any(isinstance(value, list) for value in self.settings.values()):
@@ -137,8 +137,8 @@ def resolve_request(
     plan = resolve_plan(request, target, plan, wait=wait)
     settings = plan.settings if plan else request.settings
     grid, members, impossible = expand_grid(settings, skip_impossible=request.skip_impossible)
-    if request.start_weights:
-        members, unstartable = collect_startable_members(request, request.start_weights, members)
+    if request.start_version:
+        members, unstartable = collect_startable_members(request, request.start_version, members)
         impossible |= unstartable
     lengths = {
         train_on_prompt: get_cached_lengths(
@@ -189,7 +189,7 @@ def resolve_plan(
 
 
 def collect_startable_members(
-    request: LaunchRequest, start: StartWeights, members: list[Member]
+    request: LaunchRequest, start: StartVersion, members: list[Member]
 ) -> tuple[list[Member], dict[str, str]]:
     """The members that can start from these weights, and the label and reason of each that cannot.
 
@@ -198,7 +198,7 @@ def collect_startable_members(
     """
 
     def check_member(member: Member) -> Member:
-        check_start_weights(start, request.base_model, member.config)
+        check_start_version(start, request.base_model, member.config)
         return member
 
     return collect_possible(
@@ -329,7 +329,7 @@ def check_schedulable(
     """
     request, target = resolved.request, resolved.target
     checks.check_schedulable(
-        PendingJob(0, team.pk if team else NO_TEAM, request.user.pk, 0.0, peak),
+        WaitingRun(0, team.pk if team else NO_TEAM, request.user.pk, 0.0, peak),
         target.pool,
         lambda max_bytes: suggest_fitting_change(
             config, request.base_model, request.data, max_bytes, target
@@ -370,7 +370,7 @@ def create_run(
     """Create the run's row and folder, and notify the workers after the commit."""
     request, config = resolved.request, draft.member.config
     default_name = f"{request.data.dataset.name}, {METHODS[config.method].title}"
-    start = request.start_weights
+    start = request.start_version
     run = Run.objects.create(
         owner=request.user,
         team=team,
@@ -382,7 +382,7 @@ def create_run(
         request=request.to_json(),
         sweep=sweep,
         auto_plan=resolved.plan.to_json() if resolved.plan else {},
-        from_version=start.version if start else None,
+        start_version=start.version if start else None,
         total_steps=draft.total_steps,
         forecast=draft.memory,
         pool=resolved.target.pool,

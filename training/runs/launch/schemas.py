@@ -142,7 +142,7 @@ class RunIn(Schema):
     pool: Annotated[int, Field(ge=0, le=2**53)] | None = Field(
         None, description="id of a pool; default: the pool of the best device"
     )
-    from_version: Annotated[int, Field(ge=0, le=2**53)] | None = Field(
+    start_version: Annotated[int, Field(ge=0, le=2**53)] | None = Field(
         None, description="id of the adapter version whose weights the run starts from"
     )
     plan_digest: str | None = Field(

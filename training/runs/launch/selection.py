@@ -15,11 +15,11 @@ from training.gpus.models import Pool
 from training.people.models import User
 from training.people.requests import parse_id
 from training.runs.forecast.target_device import TargetDevice, get_target_device
-from training.runs.launch.init_from import StartWeights, get_start_weights
+from training.runs.launch.start_version import StartVersion, get_start_version
 from training.runs.queue.placement import Placement
 from training.runs.states import Priority
 
-FORM_FIELDS = ("model", "data", "name", "pool", "priority", "from_version")
+FORM_FIELDS = ("model", "data", "name", "pool", "priority", "start_version")
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ class Selection:
         return Placement(self.pool, priority)
 
     @cached_property
-    def start_weights(self) -> StartWeights | None:
+    def start_version(self) -> StartVersion | None:
         """Raises NotFound: the adapter version does not exist or is not visible to the user."""
-        version = parse_id(self.texts["from_version"])
-        return get_start_weights(self.user, version) if version else None
+        version = parse_id(self.texts["start_version"])
+        return get_start_version(self.user, version) if version else None

@@ -17,7 +17,7 @@ from training.people.models import Role, Team, User
 from training.runs.models import Run
 
 # Settings that a launch cannot set. They are paths and names that SnapML fills in.
-INTERNAL_SETTINGS = frozenset({"model", "model_name", "train_data", "eval_data", "start_weights"})
+INTERNAL_SETTINGS = frozenset({"model", "model_name", "train_data", "eval_data", "init_from"})
 
 
 class WarningsNotAccepted(UserError):
@@ -58,7 +58,7 @@ def check_model_ready(model: BaseModel) -> None:
         )
 
 
-def prepare_run_dir(run: Run, config: RunConfig, start_weights: Path | None) -> None:
+def prepare_run_dir(run: Run, config: RunConfig, init_from: Path | None) -> None:
     """Create the run directory with the config.json that the engine reads."""
     # A killed launch may have left a folder, because SQLite reuses the id of its row.
     shutil.rmtree(run.folder, ignore_errors=True)
@@ -68,7 +68,7 @@ def prepare_run_dir(run: Run, config: RunConfig, start_weights: Path | None) -> 
         "model_name": run.base_model.name,
         "train_data": str(run.data.split_path("train")),
         "eval_data": str(run.data.split_path("eval")),
-        "start_weights": str(start_weights or ""),
+        "init_from": str(init_from or ""),
     }
     (run.folder / "config.json").write_text(json.dumps(config.to_dict() | paths, indent=1))
 

@@ -14,7 +14,7 @@ from training.errors import UserError
 from training.people.requests import AuthenticatedRequest
 from training.runs.forecast import token_lengths
 from training.runs.forecast.memory_estimators import CannotEstimate, get_estimator
-from training.runs.launch import auto_form, form
+from training.runs.launch import auto_form, settings_form
 from training.runs.launch.form_input import LaunchInput, read_launch_form, read_selection
 from training.runs.launch.request import preview_launch
 from training.runs.launch.selection import FORM_FIELDS, Selection
@@ -44,11 +44,15 @@ def build_summary_context(launch_input: LaunchInput) -> dict[str, Any]:
         launch_input.selection.version,
     )
     context: dict[str, Any] = {"missing": "", "count": 1}
-    context |= {"model": model, "version": version, "method": METHODS[form.get_method_name(values)]}
+    context |= {
+        "model": model,
+        "version": version,
+        "method": METHODS[settings_form.get_method_name(values)],
+    }
     plan_state = launch_input.plan_state if launch_input.is_auto else None
     if plan_state and plan_state.plan is None and model and version:
         problem = plan_state.problem
-        missing = f"Fix {form.format_title(problem.field)}" if problem else "Planning…"
+        missing = f"Fix {settings_form.format_title(problem.field)}" if problem else "Planning…"
         return context | {
             "problem": problem,
             "missing": missing,
@@ -78,7 +82,7 @@ def format_correction(problem: UserError) -> str:
         return "Choose another method"
     if problem.field == "data":
         return "Choose another model or data"
-    return f"Fix {form.format_title(problem.field)}"
+    return f"Fix {settings_form.format_title(problem.field)}"
 
 
 def format_missing_choice(launch_input: LaunchInput) -> str:
@@ -119,7 +123,7 @@ def simulate_memory(request: AuthenticatedRequest) -> HttpResponse:
             if auto_form.build_plan_state(request.POST, selection).pending_step == "memory":
                 raise problem or UserError("The memory forecast failed. See the web server's log.")
         else:
-            _, members, _ = expand_grid(form.parse_form_settings(request.POST))
+            _, members, _ = expand_grid(settings_form.parse_form_settings(request.POST))
             get_estimator(model.folder, members[0].config, selection.target.kind)
     except UserError as error:
         return render(request, "_error.html", {"error": error})

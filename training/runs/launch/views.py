@@ -19,7 +19,7 @@ from training.gpus.models import Pool
 from training.people.permissions import get_visible
 from training.people.requests import AuthenticatedRequest, parse_id
 from training.runs.forecast import token_lengths
-from training.runs.launch import auto_form, form, yaml_file
+from training.runs.launch import auto_form, settings_form, yaml_file
 from training.runs.launch.auto import PlanPending
 from training.runs.launch.form_input import LaunchInput, build_planned_input, read_launch_form
 from training.runs.launch.method_costs import compute_method_costs, simulate_next_missing
@@ -52,7 +52,7 @@ def new_run(request: AuthenticatedRequest) -> HttpResponse:
         "name": f"{source_run.name} (copy)"[:MAX_NAME_LENGTH],
         "pool": str(source_run.pool_id or ""),
         "priority": source_run.priority,
-        "from_version": str(source_run.from_version or ""),
+        "start_version": str(source_run.start_version or ""),
     }
     return render_page(
         request, LaunchInput(Selection(request.user, texts), source_run.config, is_auto=False), None
@@ -83,14 +83,14 @@ def fill_from_file(request: AuthenticatedRequest) -> HttpResponse:
 
 def fill_from_request(launch_request: LaunchRequest) -> LaunchInput:
     """The form content for a launch request."""
-    pool, start = launch_request.placement.pool, launch_request.start_weights
+    pool, start = launch_request.placement.pool, launch_request.start_version
     texts = {
         "name": launch_request.name[:MAX_NAME_LENGTH],
         "model": str(launch_request.base_model.pk),
         "data": str(launch_request.data.pk),
         "pool": str(pool.pk) if pool else "",
         "priority": launch_request.placement.priority,
-        "from_version": str(start.version) if start else "",
+        "start_version": str(start.version) if start else "",
     }
     selection = Selection(launch_request.user, texts)
     if launch_request.auto is None:
@@ -163,9 +163,9 @@ def render_page(
         launch_input = build_planned_input(selection, request.POST)
     else:
         launch_input = replace(launch_input, selection=selection)
-    start_weights = None
+    start_version = None
     try:
-        start_weights = selection.start_weights
+        start_version = selection.start_version
     except NotFound as not_found:
         error = error or not_found
     priorities = [choice for choice in Priority.choices if choice[0] != Priority.URGENT]
@@ -175,11 +175,11 @@ def render_page(
         "chosen": selection.texts,
         "pools": Pool.objects.all(),
         "priorities": Priority.choices if request.user.is_superuser else priorities,
-        "start_weights": start_weights,
+        "start_version": start_version,
         "error": error,
         **build_settings_context(request, launch_input),
         "open_fold": error is not None
-        and getattr(form.build_fields({}).get(error.field), "advanced", False),
+        and getattr(settings_form.build_fields({}).get(error.field), "advanced", False),
         **build_summary_context(launch_input),
     }
     return render(request, "runs/new.html", context, status=error.status if error else 200)
@@ -217,7 +217,7 @@ def update_settings(request: AuthenticatedRequest) -> HttpResponse:
         )
     elif not launch_input.is_auto:
         launch_input = LaunchInput(
-            launch_input.selection, form.switch_method(launch_input.values), is_auto=False
+            launch_input.selection, settings_form.switch_method(launch_input.values), is_auto=False
         )
     response = render(
         request, "runs/_settings_form.html", build_settings_context(request, launch_input)
@@ -240,7 +240,7 @@ def refresh_method_costs(request: AuthenticatedRequest) -> HttpResponse:
             error = problem
     context = {
         **build_method_context(launch_input),
-        "chosen_method": form.get_method_name(launch_input.values),
+        "chosen_method": settings_form.get_method_name(launch_input.values),
     }
     return render(request, "runs/_methods.html", context | ({"simulating": False} if error else {}))
 
@@ -260,9 +260,9 @@ def build_settings_context(
         "auto": launch_input.is_auto,
         "plan_state": launch_input.plan_state,
         "goals": GOALS,
-        "groups": form.group_fields(launch_input.values, advanced=False),
-        "advanced": form.group_fields(launch_input.values, advanced=True),
-        "unsupported_features": form.list_unsupported_features(launch_input.values),
+        "groups": settings_form.group_fields(launch_input.values, advanced=False),
+        "advanced": settings_form.group_fields(launch_input.values, advanced=True),
+        "unsupported_features": settings_form.list_unsupported_features(launch_input.values),
         **({} if launch_input.is_auto else build_method_context(launch_input)),
-        "chosen_method": form.get_method_name(launch_input.values),
+        "chosen_method": settings_form.get_method_name(launch_input.values),
     }

@@ -17,8 +17,8 @@ from training.gpus.models import Pool
 from training.people.models import User
 from training.runs.forecast.target_device import get_default_pool
 from training.runs.launch.auto import AutoRequest
-from training.runs.launch.init_from import find_start_weights
 from training.runs.launch.request import LaunchRequest
+from training.runs.launch.start_version import find_start_version
 from training.runs.models import Run
 from training.runs.queue.placement import Placement
 from training.runs.states import Priority
@@ -39,7 +39,7 @@ KEYS = (
     "data",
     "pool",
     "priority",
-    "start_from",
+    "start_version",
     "settings",
     "auto",
     "skip_impossible",
@@ -53,7 +53,7 @@ def to_yaml(run: Run) -> str:
     be planned again or launch the whole sweep. The data is identified by its digest.
     """
     request = dict(run.request)
-    start = request.pop("start_from", None)
+    start = request.pop("start_version", None)
     document = {
         "name": run.name,
         "model": run.base_model.name,
@@ -65,7 +65,7 @@ def to_yaml(run: Run) -> str:
         # Left out for the default pool, since other installations have other pools.
         **({"pool": run.pool.name} if run.pool and run.pool != get_default_pool() else {}),
         **({"priority": run.priority} if run.priority != Priority.NORMAL else {}),
-        **({"start_from": start} if start else {}),
+        **({"start_version": start} if start else {}),
         "settings": run.config,
     }
     text = dump_yaml(document)
@@ -181,7 +181,7 @@ def to_launch_request(
         if request is None or not (request["settings"] or "auto" in request):
             raise UserError("The file has no `request` to repeat.", field="file")
         launch_fields = {**request, "name": request["name"] or document["name"]}
-    start = document.get("start_from")
+    start = document.get("start_version")
     auto = launch_fields.get("auto")
     return LaunchRequest(
         user=user,
@@ -191,7 +191,7 @@ def to_launch_request(
         auto=None if auto is None else AutoRequest(auto["goal"], auto["locked"]),
         name=launch_fields["name"],
         placement=find_placement(document),
-        start_weights=None if start is None else find_start_weights(user, start),
+        start_version=None if start is None else find_start_version(user, start),
         skip_impossible=launch_fields["skip_impossible"],
     )
 

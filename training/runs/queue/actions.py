@@ -10,7 +10,7 @@ from training.engine.config import RunConfig
 from training.errors import Conflict, NotAllowed
 from training.gpus import allocations, audit
 from training.gpus.models import Allocation, Pool
-from training.gpus.scheduling.state import NO_TEAM, PendingJob
+from training.gpus.scheduling.state import NO_TEAM, WaitingRun
 from training.people.models import User
 from training.runs.forecast.memory import get_cached_forecast
 from training.runs.forecast.target_device import get_target_device
@@ -98,7 +98,7 @@ def change_pool(user: User, run: Run, pool: Pool) -> None:
     # Without a cached forecast, a worker makes one
     forecast = get_cached_forecast(config, run.base_model, lengths, get_target_device(pool)) or {}
     check_fits_pool(
-        pool, PendingJob(run.pk, run.team_id or NO_TEAM, user.pk, 0.0, forecast.get("peak"))
+        pool, WaitingRun(run.pk, run.team_id or NO_TEAM, user.pk, 0.0, forecast.get("peak"))
     )
     changes = {"pool": pool, "forecast": forecast, "queue_info": {}, "revision": F("revision") + 1}
     if not Run.objects.filter(pk=run.pk, state=State.QUEUED).update(**changes):

@@ -18,7 +18,7 @@ from training.gpus.ledger import get_run_seconds
 from training.gpus.models import Allocation, Device, Pool, Quota
 from training.gpus.scheduling.load_state import load_pool_state
 from training.gpus.scheduling.scheduler import Scheduler
-from training.gpus.scheduling.state import NO_TEAM, Decision, PendingJob, PoolState
+from training.gpus.scheduling.state import NO_TEAM, Decision, PoolState, WaitingRun
 from training.runs.forecast.target_device import get_default_pool
 from training.runs.models import Run
 from training.runs.queue import durations
@@ -131,8 +131,8 @@ def build_pool_state(
 
 def build_pending_job(
     run: Run, now: datetime, typical_durations: dict[durations.RunKind, durations.TypicalDuration]
-) -> PendingJob:
-    return PendingJob(
+) -> WaitingRun:
+    return WaitingRun(
         run=run.pk,
         team=run.team_id or NO_TEAM,
         user=run.owner_id,
@@ -141,7 +141,7 @@ def build_pending_job(
         priority=run.priority,
         seconds=durations.estimate_remaining_seconds(run, typical_durations),
         moved_up_at=run.moved_up_at.timestamp() if run.moved_up_at else 0.0,
-        is_due=run.not_before is None or run.not_before <= now,
+        is_retry_due=run.not_before is None or run.not_before <= now,
     )
 
 

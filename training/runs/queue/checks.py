@@ -10,10 +10,10 @@ from training.errors import Conflict, NotAllowed, UserError
 from training.gpus import audit
 from training.gpus.ledger import get_run_seconds
 from training.gpus.models import PersonalQuota, Pool, Quota
-from training.gpus.scheduling.explain import format_block_reason
 from training.gpus.scheduling.load_state import load_static_limits
 from training.gpus.scheduling.scheduler import Scheduler
-from training.gpus.scheduling.state import PendingJob
+from training.gpus.scheduling.state import WaitingRun
+from training.gpus.scheduling.wait_messages import format_block_reason
 from training.people.models import Team, User
 from training.runs.models import Run
 from training.runs.queue import admission
@@ -21,7 +21,7 @@ from training.runs.states import Priority, State
 
 
 def check_schedulable(
-    pending: PendingJob, pool: Pool | None, suggest_fit: Callable[[int], str]
+    pending: WaitingRun, pool: Pool | None, suggest_fit: Callable[[int], str]
 ) -> None:
     """Check that the run can start at some time in the pool.
 
@@ -36,7 +36,7 @@ def check_schedulable(
         check_fits_pool(pool, pending, suggest_fit)
 
 
-def check_device_limits(pending: PendingJob, pool: Pool) -> None:
+def check_device_limits(pending: WaitingRun, pool: Pool) -> None:
     """Raises UserError: the limit of the run's team or owner is 0, so the run would never start."""
     quota = (
         Quota.objects.filter(pool=pool, team=pending.team or None, limit=0)
@@ -82,7 +82,7 @@ def get_max_bytes(pool: Pool | None, team: Team | None) -> int | None:
 
 
 def check_fits_pool(
-    pool: Pool, pending: PendingJob, suggest_fit: Callable[[int], str] = lambda _: ""
+    pool: Pool, pending: WaitingRun, suggest_fit: Callable[[int], str] = lambda _: ""
 ) -> None:
     """Raises UserError: the run is too large for the pool's devices or for the team's quota."""
     pool_state = load_static_limits(pool, pending.team)

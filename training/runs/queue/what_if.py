@@ -71,7 +71,7 @@ def load_current_state(pool: Pool) -> PoolState:
 
 def find_start_shifts(before: PoolState, after: PoolState) -> list[StartShift]:
     now = before.now
-    shifts = eta.dry_run(before, after, now)
+    shifts = eta.compare_start_times(before, after, now)
     runs = Run.objects.select_related("owner", "team").in_bulk(list(shifts))
 
     def to_relative(at: float) -> float | None:

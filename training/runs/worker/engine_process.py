@@ -19,7 +19,7 @@ from typing import Protocol
 from django.conf import settings
 
 from training.child_process import ALLOCATOR_VARIABLES, child_environment
-from training.engine.stop_signals import HEARTBEAT_FILE, STOP_FILE
+from training.engine.stop_requests import HEARTBEAT_FILE, STOP_FILE
 
 
 class Engine(Protocol):

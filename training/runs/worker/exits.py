@@ -19,7 +19,7 @@ class StopReason(Enum):
     SIGTERM = auto()  # the supervisor sent SIGTERM, for one of the reasons above or at shutdown
 
 
-class Ending(Enum):
+class ExitAction(Enum):
     """What happens to the run. The first four end it; the others queue it again."""
 
     RESULT = auto()  # recorded as the engine's result.json says
@@ -51,7 +51,7 @@ class EngineExit:
 class Rule:
     """A row of the table. None matches every value."""
 
-    ending: Ending
+    ending: ExitAction
     reason: StopReason | None = None
     has_result: bool | None = None
     has_checkpoint: bool | None = None
@@ -71,19 +71,19 @@ class Rule:
 # The first row that matches decides. A run that a user stopped and whose engine crashed after a
 # checkpoint has no row of its own: it is queued again, and its next engine saves the adapter.
 RULES = (
-    Rule(Ending.RESULT, has_result=True),
-    Rule(Ending.DISCARDED, StopReason.DISCARD),
-    Rule(Ending.STOPPED_EMPTY, StopReason.STOP, has_checkpoint=False),
-    Rule(Ending.STOPPED, StopReason.STOP, exited_cleanly=True),
-    Rule(Ending.EVICTED, StopReason.EVICTION),
-    Rule(Ending.OVER_MEMORY, StopReason.OVER_MEMORY),
-    Rule(Ending.PAUSED, exited_cleanly=True),
-    Rule(Ending.PAUSED, exit_code=EXIT_CODES[Outcome.PREEMPTED]),
-    Rule(Ending.PAUSED_EARLY, StopReason.SIGTERM, exit_code=-signal.SIGTERM),
-    Rule(Ending.FOLDER_BUSY, exit_code=EXIT_CODES[Outcome.BUSY]),
-    Rule(Ending.CRASHED),
+    Rule(ExitAction.RESULT, has_result=True),
+    Rule(ExitAction.DISCARDED, StopReason.DISCARD),
+    Rule(ExitAction.STOPPED_EMPTY, StopReason.STOP, has_checkpoint=False),
+    Rule(ExitAction.STOPPED, StopReason.STOP, exited_cleanly=True),
+    Rule(ExitAction.EVICTED, StopReason.EVICTION),
+    Rule(ExitAction.OVER_MEMORY, StopReason.OVER_MEMORY),
+    Rule(ExitAction.PAUSED, exited_cleanly=True),
+    Rule(ExitAction.PAUSED, exit_code=EXIT_CODES[Outcome.PREEMPTED]),
+    Rule(ExitAction.PAUSED_EARLY, StopReason.SIGTERM, exit_code=-signal.SIGTERM),
+    Rule(ExitAction.FOLDER_BUSY, exit_code=EXIT_CODES[Outcome.BUSY]),
+    Rule(ExitAction.CRASHED),
 )
 
 
-def classify_exit(engine_exit: EngineExit) -> Ending:
+def classify_exit(engine_exit: EngineExit) -> ExitAction:
     return next(rule.ending for rule in RULES if rule.matches(engine_exit))

@@ -22,7 +22,7 @@ from training.jobs import runner as jobs
 from training.jobs.consumer import JobConsumer, QueueConsumer
 from training.jobs.recovery import RECOVERY_SECONDS, recover_and_wake_jobs, release_own_jobs
 from training.runs.launch.method_costs import forecast_open_runs, precompute_estimator
-from training.runs.queue import admission, reasons
+from training.runs.queue import admission, queue_info
 from training.runs.worker import supervisor, tasks
 from training.runs.worker.lease import list_claimable_runs
 
@@ -81,7 +81,7 @@ def enqueue_claimable_runs() -> None:
     """Update the queue, and enqueue a message for every run that this host can claim."""
     if not admission.has_open_work():
         return  # a pass takes 15 ms
-    reasons.refresh_queue()
+    queue_info.refresh_queue()
     if settings.HUEY.pending_count():
         return  # earlier messages are still in the queue; more would only pile up
     for run_id in list_claimable_runs():

@@ -16,11 +16,11 @@ OUTCOME_STATES: dict[Outcome, State] = {
     Outcome.FINISHED: State.FINISHED,
     Outcome.STOPPED: State.STOPPED,
     Outcome.DISCARDED: State.CANCELLED,
-    Outcome.CONFIG: State.FAILED,
-    Outcome.DATA: State.FAILED,
+    Outcome.CONFIG_ERROR: State.FAILED,
+    Outcome.DATA_ERROR: State.FAILED,
     Outcome.DIVERGED: State.FAILED,
-    Outcome.MEMORY: State.FAILED,
-    Outcome.DISK: State.FAILED,
+    Outcome.OUT_OF_MEMORY: State.FAILED,
+    Outcome.DISK_FULL: State.FAILED,
     Outcome.CRASHED: State.FAILED,
 }
 

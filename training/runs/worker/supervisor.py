@@ -31,7 +31,7 @@ from training.runs.signals import run_changed
 from training.runs.states import ENDED, RequestedAction, State
 from training.runs.worker import oom_recovery, outcomes
 from training.runs.worker.engine_process import Engine, EngineProcess
-from training.runs.worker.exits import Ending, EngineExit, StopReason, classify_exit
+from training.runs.worker.exits import EngineExit, ExitAction, StopReason, classify_exit
 from training.runs.worker.ingest import BrokenJournal, store_events
 from training.runs.worker.lease import (
     LEASE_SECONDS,
@@ -233,28 +233,28 @@ class RunSupervisor:
             exit_code=self.engine.exit_code,
         )
         match classify_exit(engine_exit):
-            case Ending.RESULT:
+            case ExitAction.RESULT:
                 assert result is not None
                 self.record_result(run, result)
-            case Ending.DISCARDED:
+            case ExitAction.DISCARDED:
                 self.record_result(run, Result(outcome=Outcome.DISCARDED))
-            case Ending.STOPPED_EMPTY:
+            case ExitAction.STOPPED_EMPTY:
                 message = "Stopped before the first checkpoint; nothing was saved."
                 self.record_result(run, Result(outcome=Outcome.STOPPED, message=message))
-            case Ending.STOPPED:
+            case ExitAction.STOPPED:
                 self.record_result(run, outcomes.build_stopped_result(run))
-            case Ending.EVICTED:
+            case ExitAction.EVICTED:
                 assert self.eviction is not None
                 self.requeue_run(outcomes.format_eviction_message(run, self.eviction))
-            case Ending.OVER_MEMORY:
+            case ExitAction.OVER_MEMORY:
                 self.requeue_with_more_memory(run)
-            case Ending.PAUSED:
+            case ExitAction.PAUSED:
                 self.requeue_run(outcomes.format_pause_message(run))
-            case Ending.PAUSED_EARLY:
+            case ExitAction.PAUSED_EARLY:
                 self.requeue_run("Paused before the first step. It restarts automatically.")
-            case Ending.FOLDER_BUSY:
+            case ExitAction.FOLDER_BUSY:
                 self.requeue_run("Another engine is using the folder of this run. Trying again.")
-            case Ending.CRASHED:
+            case ExitAction.CRASHED:
                 self.requeue_after_crash(run, self.engine.exit_code)
 
     def get_stop_reasons(self, run: Run) -> frozenset[StopReason]:
@@ -288,7 +288,7 @@ class RunSupervisor:
                 outcome=Outcome.CRASHED, message=f"The adapter could not be saved: {error}"
             )
         if (
-            result.outcome is Outcome.MEMORY
+            result.outcome is Outcome.OUT_OF_MEMORY
             and run.requested_action == RequestedAction.RUN
             and (changes_message := oom_recovery.recover_run(run))
         ):
@@ -312,7 +312,7 @@ class RunSupervisor:
         forecast = raise_forecast(run, self.over_limit_bytes)
         if forecast is None:
             message += " No device of its pool allows as much."
-            return self.record_result(run, Result(outcome=Outcome.MEMORY, message=message))
+            return self.record_result(run, Result(outcome=Outcome.OUT_OF_MEMORY, message=message))
         self.requeue_run(
             f"{message} It resumes on a device with enough free memory.", forecast=forecast
         )

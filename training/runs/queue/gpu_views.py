@@ -31,7 +31,7 @@ MAX_WAITING_ROWS = 200
 def show_gpus(request: AuthenticatedRequest) -> HttpResponse:
     values = {"pools": load_pools(request), **load_queue(request)}
     if request.headers.get("HX-Request"):
-        return render(request, "gpus/_gpus.html", values)
+        return render(request, "gpus/_queue_and_devices.html", values)
     return render(request, "gpus/gpus.html", values | {"spans": TIME_SPANS})
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from training.formatting import format_bytes
 from training.gpus.scheduling.scheduler import Scheduler
-from training.gpus.scheduling.state import BlockReason, PendingJob, PoolState
+from training.gpus.scheduling.state import BlockReason, PoolState, WaitingRun
 
 Details = Mapping[str, Any]
 
@@ -129,7 +129,7 @@ def format_block_reason(block: BlockReason, pool_state: PoolState) -> str:
     return REASON_MESSAGES[block.code](block.details, pool_state)
 
 
-def get_hint(scheduler: Scheduler, pending: PendingJob, block: BlockReason) -> str:
+def get_hint(scheduler: Scheduler, pending: WaitingRun, block: BlockReason) -> str:
     """What would make the run start sooner, as far as the pool's state shows; else empty."""
     if block.code in HINTS:
         return HINTS[block.code]
@@ -156,7 +156,7 @@ def get_hint(scheduler: Scheduler, pending: PendingJob, block: BlockReason) -> s
     return ""
 
 
-def iter_queue_order(scheduler: Scheduler) -> Iterator[PendingJob]:
+def iter_queue_order(scheduler: Scheduler) -> Iterator[WaitingRun]:
     """Every waiting run, in the order in which a pass would examine them now."""
     heads = [
         (scheduler.get_sort_key(queue[0]), 0, queue_key)

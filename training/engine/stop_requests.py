@@ -22,7 +22,7 @@ HEARTBEAT_TIMEOUT = 20.0  # seconds
 STOP_FILE = "stop"
 
 
-class StopSignals:
+class StopRequests:
     """Stop requests of one run. `main` creates it in the main thread, where signal handlers can be
     installed, and the training loop polls it before every step.
     """

@@ -16,7 +16,7 @@ from training.people.models import User
 
 
 @dataclass(frozen=True)
-class StartWeights:
+class StartVersion:
     """`fixed_settings` are settings of the weights that a run from them cannot change, e.g. the
     rank.
     """
@@ -45,7 +45,7 @@ class Resolver(Protocol):
 
     def __call__(
         self, user: User, *, version: int | None, name: str, number: int | None, sha256: str
-    ) -> StartWeights: ...
+    ) -> StartVersion: ...
 
 
 _resolvers: list[Resolver] = []
@@ -55,12 +55,12 @@ def register_resolver(resolver: Resolver) -> None:
     _resolvers[:] = [resolver]
 
 
-def get_start_weights(user: User, version: int) -> StartWeights:
+def get_start_version(user: User, version: int) -> StartVersion:
     """Raises NotFound: see `Resolver`."""
     return _resolvers[0](user, version=version, name="", number=None, sha256="")
 
 
-def find_start_weights(user: User, reference: Any) -> StartWeights:
+def find_start_version(user: User, reference: Any) -> StartVersion:
     """The version that a YAML file refers to.
 
     Raises:
@@ -69,11 +69,12 @@ def find_start_weights(user: User, reference: Any) -> StartWeights:
     """
     if not isinstance(reference, dict) or not reference.get("name"):
         raise UserError(
-            "`start_from` must be a mapping with name, version and sha256.", field="start_from"
+            "`start_version` must be a mapping with name, version and sha256.",
+            field="start_version",
         )
     number = reference.get("version")
     if number is not None and type(number) is not int:
-        raise UserError("`start_from.version` must be an integer.", field="start_from")
+        raise UserError("`start_version.version` must be an integer.", field="start_version")
     return _resolvers[0](
         user,
         version=None,
@@ -92,7 +93,7 @@ def is_same_setting(name: str, value: Any, fixed: Any) -> bool:
     return bool(value == fixed)
 
 
-def check_start_weights(start: StartWeights, base_model: BaseModel, config: RunConfig) -> None:
+def check_start_version(start: StartVersion, base_model: BaseModel, config: RunConfig) -> None:
     """Raises ConfigError: the base model or a setting does not match the weights."""
     if start.base_model != base_model.pk:
         raise ConfigError(

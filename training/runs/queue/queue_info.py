@@ -13,9 +13,9 @@ from django.utils import timezone
 
 from training.gpus.models import Pool
 from training.gpus.scheduling.eta import StartRange, estimate_start_ranges
-from training.gpus.scheduling.explain import explain_queue, format_block_reason, get_hint
 from training.gpus.scheduling.scheduler import Scheduler
 from training.gpus.scheduling.state import PoolState
+from training.gpus.scheduling.wait_messages import explain_queue, format_block_reason, get_hint
 from training.runs.models import Run
 from training.runs.queue import durations
 from training.runs.queue.admission import build_pool_state, get_waiting_runs, run_admission_pass
