@@ -146,7 +146,7 @@ class PlacementState:
         return math.inf
 
     def get_capacity_details(self, pending: WaitingRun) -> dict[str, float | int | str]:
-        """The figures for the message that no device is free (explain.py)."""
+        """The figures for the message that no device is free (wait_messages.py)."""
         idle_used_bytes = self.get_idle_used_bytes()
         return {
             "required_bytes": pending.memory or 0,

@@ -131,7 +131,7 @@ class PoolState:
 
 @dataclass(frozen=True)
 class BlockReason:
-    """Why a run does not start now: a code, and the figures for its message (explain.py)."""
+    """Why a run does not start now: a code, and the figures for its message (wait_messages.py)."""
 
     code: str
     details: Mapping[str, float | int | str] = field(default_factory=dict)
