@@ -200,9 +200,10 @@ def copy_table(model: type[models.Model]) -> int:
     """Copy the rows as they are: `save()` would set dates and call signals."""
     fields = [f for f in model._meta.local_concrete_fields if not f.generated]
     quote = connection.ops.quote_name
+    table = quote(model._meta.db_table)
     columns = ", ".join(quote(field.column or "") for field in fields)
     placeholders = ", ".join(["%s"] * len(fields))
-    statement = f"INSERT INTO {quote(model._meta.db_table)} ({columns}) VALUES ({placeholders})"  # noqa: S608
+    statement = f"INSERT INTO {table} ({columns}) VALUES ({placeholders})"  # noqa: S608
     copied = 0
     with connection.cursor() as cursor:
         for rows in read_rows(model, [field.attname for field in fields]):

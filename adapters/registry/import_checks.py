@@ -63,7 +63,8 @@ IGNORED_KEYS = {
 DEFAULT_VALUES = {"megatron_core": ("megatron.core",), "bias": ("none",)}
 TENSOR_PATTERNS = {
     "lora": re.compile(
-        r"(?P<module>[\w.]+)\.lora_(?P<part>A|B)\.weight|(?P<other>[\w.]+)\.lora_magnitude_vector(\.weight)?"
+        r"(?P<module>[\w.]+)\.lora_(?P<part>A|B)\.weight"
+        r"|(?P<other>[\w.]+)\.lora_magnitude_vector(\.weight)?"
     ),
     "ia3": re.compile(r"(?P<module>[\w.]+)\.ia3_l"),
     "bottleneck": re.compile(r"(?P<module>[\w.]+)\.bottleneck_(?P<part>down|up)\.(weight|bias)"),

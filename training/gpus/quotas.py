@@ -70,7 +70,8 @@ def edit_pool(actor: User, pool: Pool, changes: dict[str, Any], reason: str = ""
     check_admin(actor)
     apply_pool_changes(pool, changes)
     changes = {name: value for name, value in changes.items() if name in POOL_FIELDS}
-    return save_with_audit(actor, get_pool(pool.pk), changes, ("pool", str(pool)), reason)  # type: ignore[no-any-return]
+    saved: Pool = save_with_audit(actor, get_pool(pool.pk), changes, ("pool", str(pool)), reason)
+    return saved
 
 
 def apply_pool_changes(pool: Pool, changes: dict[str, Any]) -> Pool:
@@ -182,7 +183,8 @@ def edit_personal_quota(
     check_positive(changes, "hours_per_month")
     quota, _ = PersonalQuota.objects.get_or_create(user=user)
     changes = {name: value for name, value in changes.items() if name in PERSON_FIELDS}
-    return save_with_audit(actor, quota, changes, ("person", user.username), reason)  # type: ignore[no-any-return]
+    saved: PersonalQuota = save_with_audit(actor, quota, changes, ("person", user.username), reason)
+    return saved
 
 
 def set_hold(

@@ -136,9 +136,9 @@ def suggest_fitting_change(
             ),
             None,
         )
-        if fitting is not None:
+        if fitting is not None and fitting.memory is not None:
             changes = ", ".join(f"{name} {value}" for name, value in fitting.changes.items())
-            return f"With {changes} it would need {format_bytes(fitting.memory['peak'])}."  # type: ignore[index]
+            return f"With {changes} it would need {format_bytes(fitting.memory['peak'])}."
         halve = next((option for option in options if option.name == "halve"), None)
         if halve is None:
             break
