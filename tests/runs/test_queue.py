@@ -201,7 +201,8 @@ def test_a_run_stops_at_its_time_limit(run):
     admission.admit_runs()
     run.refresh_from_db()
     assert (run.state, run.requested_action) == (State.STOPPING, RequestedAction.TIME_LIMIT)
-    assert_mentions(outcomes.format_time_limit_message(run), f"step {run.step}")
+    message = outcomes.format_time_limit_message(run, has_adapter=False)
+    assert_mentions(message, f"step {run.step}", "No adapter was saved")
     supervisor.check_requests()
     assert supervisor.engine.requests == ["save"]
 

@@ -86,7 +86,7 @@ def test_a_restore_never_overwrites_data(site, tmp_path):
     assert run_command(site, "backup", tmp_path / "backup").returncode == 0
     rows = dump_rows(site)
     refused = run_command(site, "restore", tmp_path / "backup")
-    assert refused.returncode == 1 and "has data already" in refused.stderr
+    assert refused.returncode == 1 and "is in the way" in refused.stderr
     assert dump_rows(site) == rows
 
 
@@ -94,7 +94,48 @@ def test_a_restore_needs_an_empty_home(site, tmp_path):
     run_command(site, "backup", tmp_path / "backup")
     (site.home / "snapml.sqlite3").unlink()
     refused = run_command(site, "restore", tmp_path / "backup")
-    assert refused.returncode == 1 and "data has files already" in refused.stderr
+    assert refused.returncode == 1 and "/data is in the way" in refused.stderr
+
+
+def test_a_failed_restore_can_be_repeated(site, tmp_path):
+    backup = tmp_path / "backup"
+    run_command(site, "backup", backup)
+    rows = dump_rows(site)
+    whole = (backup / "database.sqlite3").read_bytes()
+    (backup / "database.sqlite3").write_bytes(whole[: len(whole) // 2])
+    shutil.rmtree(site.home)
+    refused = run_command(site, "restore", backup)
+    assert refused.returncode == 1 and "is damaged" in refused.stderr
+    (backup / "database.sqlite3").write_bytes(whole)
+    assert run_command(site, "restore", backup).returncode == 0
+    assert dump_rows(site) == rows
+
+
+def test_a_backup_of_a_newer_version_is_not_restored(site, tmp_path):
+    run_command(site, "backup", tmp_path / "backup")
+    manifest = tmp_path / "backup" / "backup.json"
+    content = json.loads(manifest.read_text())
+    manifest.write_text(json.dumps({**content, "migrations": [["runs", "0099_future"]]}))
+    shutil.rmtree(site.home)
+    refused = run_command(site, "restore", tmp_path / "backup")
+    assert refused.returncode == 1 and "runs.0099_future" in refused.stderr
+    manifest.write_text("{")
+    assert "cannot be read" in run_command(site, "restore", tmp_path / "backup").stderr
+
+
+def test_an_empty_instance_has_nothing_to_back_up(site, tmp_path):
+    refused = run_command(site, "backup", tmp_path / "backup", SNAPML_HOME=str(tmp_path / "new"))
+    assert refused.returncode == 1 and "nothing to back up" in refused.stderr
+    assert not (tmp_path / "backup").exists()
+
+
+def test_a_backup_follows_folders_on_other_disks_and_skips_sockets(site, tmp_path):
+    (site.home / "data").rename(tmp_path / "disk")
+    (site.home / "data").symlink_to(tmp_path / "disk")
+    os.mkfifo(site.home / "models.fifo")
+    assert run_command(site, "backup", tmp_path / "backup").returncode == 0
+    assert list((tmp_path / "backup" / "home" / "data").rglob("train.jsonl"))
+    assert not (tmp_path / "backup" / "home" / "models.fifo").exists()
 
 
 def test_a_backup_that_was_not_finished_is_not_restored(site, tmp_path):
@@ -121,7 +162,43 @@ def test_the_database_moves_to_another_server_row_by_row(site, tmp_path):
         added = run_command(site, "person", "dora", DATABASE_URL=url)  # the next id is free
         assert added.returncode == 0, added.stderr
         again = run_command(site, "copy_database", site.home / "snapml.sqlite3", DATABASE_URL=url)
-        assert again.returncode == 1 and "has data already" in again.stderr
+        assert again.returncode == 1 and "already has data" in again.stderr
+
+
+DELETE_NEWEST_USER = """
+import django
+django.setup()
+from training.people.models import User
+user = User.objects.create_user("gone")
+print(user.pk)
+user.delete()
+"""
+
+
+@pytest.mark.usefixtures("django_db_setup")
+def test_ids_of_deleted_rows_are_not_used_again_after_a_move(site, tmp_path):
+    deleted = int(site.run_python(DELETE_NEWEST_USER))
+    with empty_database(tmp_path) as url:
+        run_command(site, "copy_database", site.home / "snapml.sqlite3", DATABASE_URL=url)
+        run_command(site, "person", "dora", DATABASE_URL=url)
+        users = json.loads(run_command(site, "dumpdata", "people.user", DATABASE_URL=url).stdout)
+    assert max(user["pk"] for user in users) == deleted + 1
+
+
+@pytest.mark.usefixtures("django_db_setup")
+def test_a_database_of_another_application_is_left_alone(site, tmp_path):
+    with empty_database(tmp_path) as url:
+        if url.startswith("sqlite"):
+            connection = sqlite3.connect(url.removeprefix("sqlite:///"))
+        else:
+            import psycopg
+
+            connection = psycopg.connect(url)
+        connection.execute("CREATE TABLE crm_note (id integer)")
+        connection.commit()
+        refused = run_command(site, "copy_database", site.home / "snapml.sqlite3", DATABASE_URL=url)
+        connection.close()
+    assert refused.returncode == 1 and "crm_note" in refused.stderr
 
 
 def test_a_file_that_is_no_database_is_not_copied(site, tmp_path):

@@ -183,7 +183,7 @@ def resolve_plan(
         raise Conflict(
             "The plan has changed because free memory or a locked value changed. Review it and "
             "start again.",
-            field="plan",
+            field="plan_digest",
         )
     return plan
 

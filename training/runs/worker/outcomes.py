@@ -107,10 +107,11 @@ def build_stopped_result(run: Run) -> Result:
     return Result(outcome=Outcome.STOPPED, message=message)
 
 
-def format_time_limit_message(run: Run) -> str:
+def format_time_limit_message(run: Run, *, has_adapter: bool) -> str:
+    saved = "The adapter was saved." if has_adapter else "No adapter was saved."
     return (
-        f"Stopped at step {run.step:,}: it reached the time limit of its team. The adapter was "
-        "saved. An admin can resume the run."
+        f"Stopped at step {run.step:,}: it reached the time limit of its team. {saved} An admin "
+        "can resume the run."
     )
 
 

@@ -296,7 +296,9 @@ class RunSupervisor:
         self.release_run(
             state=state,
             failure=result.outcome if state == State.FAILED else "",
-            message=outcomes.format_time_limit_message(run)
+            message=outcomes.format_time_limit_message(
+                run, has_adapter=result.adapter_step is not None
+            )
             if run.requested_action == RequestedAction.TIME_LIMIT and state == State.STOPPED
             else result.message,
             finished_at=Now(),
