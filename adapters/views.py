@@ -71,7 +71,7 @@ def show_adapter(request: AuthenticatedRequest, adapter_id: int) -> HttpResponse
         "adapter": version,
         "can_change": can_change,
         "lineage": actions.build_lineage(request.user, version),
-        "siblings": siblings.order_by("number"),
+        "siblings": list(siblings.order_by("number")),
         "deployed_as": actions.find_deployments(version),
         "deployments": changeable_deployments,
         "votes": votes.get_overall_win_rate(version),

@@ -8,6 +8,7 @@ from typing import Any
 
 from django.http import HttpResponse
 from django.shortcuts import redirect, render
+from django.urls import reverse
 from django.views.decorators.http import require_POST
 
 from adapters.evaluation import benchmark
@@ -98,7 +99,7 @@ def show_benchmark(request: AuthenticatedRequest, sweep_id: int) -> HttpResponse
         "is_over": is_over,
         "has_requested": jobs.exists(),
         "pending": pending,
-        "is_changing": not is_over or pending,
+        "poll_address": "" if is_over and not pending else reverse("benchmark", args=[sweep.pk]),
         "can_change": Sweep.objects.changeable_by(request.user).filter(pk=sweep.pk).exists(),
         "versions": [row.version for row in rows if row.version],
     }

@@ -64,7 +64,7 @@ class ComparisonParams:
     def pairs(self) -> list[tuple[AdapterVersion, AdapterVersion]]:
         return list(combinations(self.versions, 2))
 
-    def build_url(self, **changes: Any) -> str:
+    def build_url(self, page_name: str = "adapters-compare", **changes: Any) -> str:
         query = QueryDict(mutable=True)
         query.setlist("v", [str(version.pk) for version in self.versions])
         query_params = {
@@ -76,7 +76,7 @@ class ComparisonParams:
         for name, value in query_params.items():
             if value and (name, value) not in (("order", "row"), ("page", 1)):
                 query[name] = str(value)
-        return f"{reverse('adapters-compare')}?{query.urlencode()}"
+        return f"{reverse(page_name)}?{query.urlencode()}"
 
 
 def parse_params(request: AuthenticatedRequest, form: QueryDict) -> ComparisonParams:
@@ -191,17 +191,18 @@ def get_answers_context(
         }
         for index, (responder, job) in enumerate(zip(columns, column_jobs, strict=True))
     ]
+    has_pending = any(head["pending"] for head in heads)
     return {
         "params": params,
         "heads": heads,
         "lines": lines,
         "metrics": METRICS,
+        "prompts_id": params.prompts.pk,
         "pages": [
             (page, params.build_url(page=page))
             for page in range(1, -(-len(params.prompts.rows) // answer_table.ROWS_PER_PAGE) + 1)
         ],
-        "query": params.build_url().partition("?")[2],
-        "pending": any(head["pending"] for head in heads),
+        "poll_address": params.build_url("adapters-answers") if has_pending else "",
         "missing": any(task is None or task.state == JobState.FAILED for task in column_jobs),
         "by_row": params.build_url(order="row", page=1),
         "by_disagreement": params.build_url(order="disagreement", page=1),

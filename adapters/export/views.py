@@ -6,6 +6,7 @@ from typing import Any
 
 from django.http import HttpResponse, HttpResponseBase, StreamingHttpResponse
 from django.shortcuts import redirect, render
+from django.urls import reverse
 from django.views.decorators.http import require_POST
 
 from adapters.export import gguf as export_gguf
@@ -31,6 +32,7 @@ def show_exports(request: AuthenticatedRequest, adapter_id: int) -> HttpResponse
 def get_export_context(version: AdapterVersion) -> dict[str, Any]:
     kinds = (export_merge.KIND, export_gguf.KIND, hub.KIND)
     jobs = list(find_jobs_about(version).filter(kind__in=kinds))
+    is_exporting = any(job.is_open for job in jobs)
     merge = next((job for job in jobs if job.kind == export_merge.KIND), None)
     return {
         "merge": merge,
@@ -40,7 +42,7 @@ def get_export_context(version: AdapterVersion) -> dict[str, Any]:
         ],
         "pushes": [job for job in jobs if job.kind == hub.KIND],
         "quantizations": export_gguf.QUANTIZATIONS,
-        "is_exporting": any(job.is_open for job in jobs),
+        "poll_address": reverse("adapter-exports", args=[version.pk]) if is_exporting else "",
     }
 
 

@@ -75,10 +75,16 @@ def get_live_context(deployment: Deployment) -> dict[str, Any]:
     jobs = Job.objects.filter(
         kind=merge.KIND, key__in=[str(version.pk) for version in serving_versions]
     )
+    usage_counters = list(deployment.usage_counters.select_related("version").order_by("-answers"))
     return {
         "deployment": deployment,
         "rates": usage.get_rates(deployment),
-        "usage_counters": deployment.usage_counters.select_related("version").order_by("-answers"),
+        "usage_counters": usage_counters,
+        "previous_counters": [
+            counter
+            for counter in usage_counters
+            if counter.version_id not in (deployment.version_id, deployment.canary_id)
+        ],
         "serving_versions": [
             (
                 version,

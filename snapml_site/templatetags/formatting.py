@@ -6,8 +6,9 @@ import time
 from typing import Any
 
 from django import template
-from django.utils.html import format_html
-from django.utils.safestring import SafeString
+from django.contrib.humanize.templatetags.humanize import intcomma
+from django.utils.html import format_html, format_html_join
+from django.utils.safestring import SafeString, mark_safe
 
 from training import formatting
 from training.engine.metrics import Figure
@@ -22,6 +23,7 @@ register.filter("ago", formatting.format_ago)
 register.filter("clock", formatting.format_clock)
 register.filter("in_time", formatting.format_delay)
 
+EMPTY_REPLY = mark_safe('<span class="soft">(empty)</span>')
 COLUMN_TITLES = {"progress": "Progress", "eval_loss": "Best held-out loss", "memory": "Peak memory"}
 
 
@@ -64,6 +66,36 @@ def sparkline(points: list[float]) -> str | SafeString:
         f"{points[-1]:.2f}",
         coordinates,
     )
+
+
+@register.filter("reply_html")
+def format_reply(cell: Any) -> SafeString:
+    """A reply of the table of answers (`answer_table.Cell`), with its differences marked."""
+    pieces = format_html_join(
+        "",
+        "{}",
+        (
+            (format_html("<mark>{}</mark>", text) if differs else text,)
+            for text, differs in cell.pieces
+        ),
+    )
+    return pieces + EMPTY_REPLY if cell.is_empty else pieces
+
+
+@register.filter("token_spans")
+def format_token_spans(row: dict[str, Any]) -> SafeString:
+    """The tokens of a row (`engine.data.preview`), and how many are not shown."""
+    spans = format_html_join(
+        "",
+        '<span class="{}">{}</span>',
+        (
+            (span["kind"], format_html_join("", "<span>{}</span>", ((t,) for t in span["tokens"])))
+            for span in row["spans"]
+        ),
+    )
+    if not row.get("more"):
+        return spans
+    return spans + format_html('<span class="soft"> … {} more</span>', intcomma(row["more"]))
 
 
 @register.filter

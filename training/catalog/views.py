@@ -5,6 +5,7 @@ from __future__ import annotations
 from django.contrib import messages
 from django.http import HttpResponse
 from django.shortcuts import get_object_or_404, redirect, render
+from django.urls import reverse
 from django.views.decorators.http import require_POST
 
 from training.catalog import services
@@ -19,7 +20,8 @@ def show_models(request: AuthenticatedRequest) -> HttpResponse:
         model.state in (ModelState.WAITING, ModelState.IMPORTING) for model in base_models
     )
     template = "catalog/_cards.html" if request.headers.get("HX-Request") else "catalog/models.html"
-    return render(request, template, {"models": base_models, "is_importing": is_importing})
+    poll_address = reverse("models") if is_importing else ""
+    return render(request, template, {"models": base_models, "poll_address": poll_address})
 
 
 def show_model(request: AuthenticatedRequest, model_id: int) -> HttpResponse:

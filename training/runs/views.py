@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 from django.contrib import messages
 from django.http import HttpResponse, HttpResponseBase, StreamingHttpResponse
 from django.shortcuts import redirect, render
+from django.urls import reverse
 from django.utils.cache import patch_vary_headers
 from django.views.decorators.http import require_POST
 
@@ -35,12 +36,13 @@ CHART_POINTS = 600  # a line has twice as many points, about one per pixel of a 
 def list_runs(request: AuthenticatedRequest) -> HttpResponse:
     run_filters = filters.RunFilters.from_query(request.GET.dict())
     page = filters.paginate_runs(request.user, run_filters, request.GET.get("page"))
+    has_unfinished = any(run.state in UNFINISHED for run in page)
     values = {
         "page": page,
         "list_query": run_filters.build_query_string(),
         "run_filters": run_filters,
         "run_rows": [(run, get_run_status(run)) for run in page],
-        "has_unfinished": any(run.state in UNFINISHED for run in page),
+        "poll_address": request.get_full_path() if has_unfinished else "",
         "sort_links": [
             (
                 name,
@@ -310,11 +312,13 @@ def show_sweep(request: AuthenticatedRequest, sweep_id: int) -> HttpResponse:
         (run, get_run_status(run), [run.config.get(name) for name in sweep.grid], run == best)
         for run in runs
     ]
+    has_unfinished = any(run.state in UNFINISHED for run in runs)
     values = {
         "sweep": sweep,
         "rows": rows,
         "best": best,
-        "has_unfinished": any(run.state in UNFINISHED for run in runs),
+        "has_unfinished": has_unfinished,
+        "poll_address": reverse("sweep", args=[sweep.pk]) if has_unfinished else "",
     }
     return render(
         request,

@@ -8,6 +8,8 @@ from typing import Any
 
 from django.http import HttpResponse
 from django.shortcuts import render
+from django.urls import reverse
+from django.utils.http import urlencode
 
 from training.catalog.models import BaseModel, ModelState
 from training.datasets.permissions import get_visible_version
@@ -72,6 +74,7 @@ def build_token_context(request: AuthenticatedRequest, query: dict[str, Any]) ->
     length = min(max(8, length), 131_072)
     lengths = token_lengths.get_lengths(version, model, train_on_prompt=prompt, split=split)
     start = min(query["start"], max(0, lengths.rows - 1))
+    next_start = start + ROWS_PER_PAGE
     rows = load_rows(version, split, start, ROWS_PER_PAGE)
     preview = token_lengths.preview_tokens(model, rows, max_length=length, train_on_prompt=prompt)
     config = RunConfig(max_length=length, max_tokens_per_batch=max(1024, length))
@@ -82,6 +85,13 @@ def build_token_context(request: AuthenticatedRequest, query: dict[str, Any]) ->
         "facts": token_lengths.get_truncation_stats(lengths, length),
         "padding": token_lengths.compute_padding(lengths, config),
         "histogram": token_lengths.build_histogram(lengths) | {"length": length},
-        "earlier": max(0, start - ROWS_PER_PAGE) if start else None,
-        "later": start + ROWS_PER_PAGE if start + ROWS_PER_PAGE < lengths.rows else None,
+        "earlier": build_page_url(query, length, max(0, start - ROWS_PER_PAGE)) if start else "",
+        "later": build_page_url(query, length, next_start) if next_start < lengths.rows else "",
     }
+
+
+def build_page_url(query: dict[str, Any], length: int, start: int) -> str:
+    """The address of the fragment whose first row is `start`."""
+    params = {"model": query["model"].pk, "length": length, "split": query["split"], "start": start}
+    params |= {"prompt": "on"} if query["prompt"] else {}
+    return f"{reverse('data-trained', args=[query['version'].pk])}?{urlencode(params)}"
