@@ -13,6 +13,7 @@ from django.core.validators import MaxValueValidator, MinValueValidator
 from django.db import models
 from django.db.models import Q
 
+from training.formatting import format_ago, format_bytes
 from training.people.models import Team, User
 
 MAX_RUNS_PER_DEVICE = 4
@@ -170,6 +171,15 @@ class Allocation(models.Model):
             ),
         ]
         indexes = [models.Index(fields=["started_at"]), models.Index(fields=["released_at"])]
+
+    @property
+    def description(self) -> str:
+        parts = [f"since {format_ago(self.started_at)}"]
+        if self.reserved_bytes:
+            parts.append(f"{format_bytes(self.reserved_bytes)} reserved")
+        if self.evicted_at:
+            parts.append("saving a checkpoint to free the device")
+        return ", ".join(parts)
 
 
 class AuditEntry(models.Model):

@@ -16,7 +16,7 @@ from django.views.decorators.http import require_POST
 from training.errors import NotFound
 from training.gpus import quotas, usage
 from training.gpus.devices import is_offline
-from training.gpus.models import Allocation, Device, Pool
+from training.gpus.models import Allocation, Condition, Device, Pool
 from training.people.permissions import get_changeable
 from training.people.requests import AuthenticatedRequest, parse_id
 from training.runs.models import Run
@@ -52,6 +52,7 @@ def load_pools(request: AuthenticatedRequest) -> list[dict[str, Any]]:
             {
                 "device": device,
                 "is_offline": is_offline(device.host),
+                "is_checking": device.condition == Condition.CHECKING,
                 "allocations": device_allocations.get(device.pk, []),
                 "is_idle": device.pk in device_allocations and usage.is_idle_in_use(device),
                 "used_percent": round(100 * device.used_bytes / device.total_bytes)

@@ -113,6 +113,10 @@ def edit_quota(request: AuthenticatedRequest, pool_id: int, team_id: int) -> Htt
         "burn_down": usage.compute_burn_down(pool, team),
         "form": format_form(team_usage.quota, TEAM_FORM),
         "is_hard_budget": team_usage.quota.is_hard_budget,
+        "is_on_hold": team_usage.quota.is_on_hold,
+        "has_own_hold": team_usage.quota.has_admin_hold
+        if request.user.is_superuser
+        else team_usage.quota.has_lead_hold,
     }
     if request.method != "POST":
         return render(request, "gpus/quota.html", values)
@@ -150,6 +154,8 @@ def edit_pool(request: AuthenticatedRequest, pool_id: int) -> HttpResponse:
         "pool": current_pool,
         "name": current_pool.name,
         "form": format_form(current_pool, POOL_FORM),
+        "is_on_hold": current_pool.is_on_hold,
+        "has_own_hold": current_pool.is_on_hold,
     }
     if request.method != "POST":
         return render(request, "gpus/pool.html", values)
