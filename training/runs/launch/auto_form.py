@@ -33,6 +33,10 @@ class PlanRow:
         return format_value(self.choice.value)
 
     @property
+    def css_class(self) -> str:
+        return "locked" if self.choice.locked else ""
+
+    @property
     def options(self) -> list[tuple[str, str]]:
         """(value, label) pairs of a select; empty for a text field."""
         if self.field is None:

@@ -51,6 +51,11 @@ class MethodCost:
     is_pending: bool = False  # not simulated yet
 
     @property
+    def is_unavailable(self) -> bool:
+        """The method cannot be used now: it has a problem or does not fit into the free memory."""
+        return bool(self.problem) or (self.memory is not None and not self.memory["fits"])
+
+    @property
     def is_impossible(self) -> bool:
         """The method does not fit this device even when it is free."""
         return bool(self.problem) or (
