@@ -5,8 +5,10 @@ stopped.
 from typing import Any
 
 from django.conf import settings
-from django.core.management.base import BaseCommand
+from django.core.management.base import BaseCommand, CommandError
 
+from snapml_site.backups import check_schema
+from training.errors import UserError
 from training.runs.worker.main import run_worker
 
 
@@ -14,4 +16,8 @@ class Command(BaseCommand):
     help = "Supervise runs and work on jobs. `manage.py up` starts one; start more on other hosts."
 
     def handle(self, *args: Any, **options: Any) -> None:
+        try:
+            check_schema()
+        except UserError as error:
+            raise CommandError(error.message) from error
         run_worker(settings.HUEY)
