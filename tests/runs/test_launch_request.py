@@ -125,7 +125,7 @@ def test_a_plan_that_differs_from_the_reviewed_one_is_not_started(alice, base_mo
     )
     with pytest.raises(Conflict) as refused:
         launch_runs(request, accept_warnings=True)
-    assert refused.value.field == "plan"
+    assert refused.value.field == "plan_digest"
     assert not Run.objects.exists()
 
 
