@@ -3,13 +3,26 @@ const script = document.querySelector('script[src$="frame.js"]');
 const isDark = () => getComputedStyle(document.documentElement).colorScheme.includes("dark");
 
 document.addEventListener("click", (event) => {
-  const target = event.target.closest("[data-theme-switch], [data-keys], [data-open], [data-tab]");
+  const target = event.target.closest(
+    "[data-theme-switch], [data-keys], [data-open], [data-close], [data-tab]",
+  );
   if (!target) return;
   if ("themeSwitch" in target.dataset) switchTheme();
   else if ("keys" in target.dataset) document.getElementById("keys").showModal();
   else if (target.dataset.open) document.getElementById(target.dataset.open).showModal();
+  else if ("close" in target.dataset) target.closest("dialog").close();
   else showTab(target);
 });
+
+// A menu closes on a click elsewhere, on Escape, and when one of its items opens a dialog.
+function closeMenus(except) {
+  for (const menu of document.querySelectorAll("details.menu[open]"))
+    if (menu !== except) menu.open = false;
+}
+document.addEventListener("click", ({ target }) =>
+  closeMenus(target.closest("[data-open]") ? null : target.closest("details.menu")),
+);
+document.addEventListener("keydown", ({ key }) => key === "Escape" && closeMenus(null));
 
 function switchTheme() {
   const theme = isDark() ? "light" : "dark";

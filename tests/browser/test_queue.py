@@ -75,6 +75,9 @@ def test_an_admin_previews_a_limit_then_holds_drains_and_lifts_the_hold(two_runs
     assert instance.call_api("GET", "/gpus/pools/1/quotas")[0]["limit"] is None
 
     page.get_by_role("button", name="Hold and drain…").click()
+    page.get_by_role("dialog").get_by_role("button", name="Cancel").click()
+    expect(page.get_by_role("dialog")).to_be_hidden()
+    page.get_by_role("button", name="Hold and drain…").click()
     page.get_by_role("dialog").get_by_role("button", name="Hold and drain").click()
     expect(page.get_by_text("On hold")).to_be_visible()
     instance.wait_for(

@@ -19,12 +19,12 @@ def test_an_unknown_setting_is_named():
 @pytest.mark.parametrize(
     ("name", "value", "facts"),
     [
-        ("rank", "16", ("'16'", "int")),
-        ("rank", True, ("True", "int")),
+        ("rank", "16", ("'16'", "whole number")),
+        ("rank", True, ("True", "whole number")),
         ("rank", 0, ("rank is 0", "1 and 1024")),
         ("learning_rate", float("nan"), ("nan", "1e-08 and 1")),
         ("lr_scheduler_type", "step", ("'step'", "cosine", "linear", "constant_with_warmup")),
-        ("train_on_prompt", 1, ("bool",)),
+        ("train_on_prompt", 1, ("true or false",)),
     ],
 )
 def test_an_invalid_value_is_rejected_with_its_field(name, value, facts):

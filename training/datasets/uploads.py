@@ -322,6 +322,4 @@ def check_no_faulty_rows(report: dict[str, Any]) -> None:
     if problems["count"]:
         rows = f"{problems['count']:,} of {problems['count'] + report['rows']:,} rows"
         unread = " The end of the file could not be read." if problems.get("unread_after") else ""
-        raise BadData(
-            f"{rows} are invalid.{unread} Fix the file, or save without these rows.", report
-        )
+        raise BadData(f"Invalid: {rows}.{unread} Fix the file, or save without these rows.", report)

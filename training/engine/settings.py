@@ -323,7 +323,9 @@ def coerce_value(name: str, kind: str, value: Any) -> Any:
     }[kind]
     is_accepted: bool = isinstance(value, accepted_types)
     if not is_accepted or (kind != "bool" and isinstance(value, bool)):
-        raise ConfigError(f"{name} is {value!r}, but must be of type {kind}.", field=name)
+        wanted = {"str": "text", "int": "a whole number", "bool": "true or false"}
+        message = f"{name} is {value!r}, but must be {wanted.get(kind, 'a number')}."
+        raise ConfigError(message, field=name)
     if isinstance(value, int) and abs(value) > 2**63:
         raise ConfigError(f"{name} has too many digits.", field=name)
     if isinstance(value, str):

@@ -138,7 +138,8 @@ def apply_quota_changes(pool: Pool, team: Team | None, changes: dict[str, Any]) 
     )
     if changes.get("guaranteed") and others_guaranteed + quota.guaranteed > num_devices:
         raise UserError(
-            f"{pool} has {num_devices} devices, and {others_guaranteed} are guaranteed to others. "
+            f"Devices in {pool}: {num_devices}, of which other teams have {others_guaranteed} "
+            "guaranteed. "
             f"Guarantee at most {max(0, num_devices - others_guaranteed)}.",
             field="guaranteed",
             code="guaranteed_too_many",
