@@ -290,7 +290,7 @@ def main() -> None:
             error = predicted / measured - 1
             sys.stderr.write(
                 f"{rows[-1]['cell']:70s} {predicted / 1e6:9.1f} {measured / 1e6:9.1f} MB "
-                f"{100 * error:+.2f} %\n"
+                f"{100 * error:+.2f}%\n"
             )
     errors = [abs(row["forecast"] / row["measured"] - 1) for row in rows]
     if not arguments.json:

@@ -80,7 +80,7 @@ def main() -> None:
                         form | {prefix + name: first + increment * turn, f"was-{name}": 0},
                     )
                     milliseconds.append(1000 * (time.monotonic() - began))
-                    assert response.status_code == 200 and b"free: " in response.content, (
+                    assert response.status_code == 200 and b"free:" in response.content, (
                         response.content[:2000]
                     )
                 label = mode if name == "rank" else f"{mode}_batch"

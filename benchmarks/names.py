@@ -4,9 +4,9 @@ of the old private vocabulary.
     python benchmarks/names.py [OLD [NEW]] [--json]
 
 OLD defaults to the last commit before the renames, NEW to the working tree. Migrations are left
-out, and tests count for their line width only. Methods, properties and nested functions count as
-functions; `__init__` and its like do not. `told`, `kept_rows` and `refuse_types`
-are three old words.
+out; tests and benchmarks count for their line width only. Methods, properties and nested functions
+count as functions, special methods such as `__init__` do not. `told`, `kept_rows` and
+`refuse_types` are three old words.
 """
 
 from __future__ import annotations

@@ -195,9 +195,9 @@ def test_a_method_that_does_not_work_with_the_model_is_skipped():
 
 def test_if_no_method_can_be_forecast_the_error_says_why():
     def fail_always(config):
-        raise UserError("This model cannot be forecast.", field="model")
+        raise UserError("This model cannot be forecast.", field="model", code="no_forecast")
 
-    with raises_user_error(field="model"):
+    with raises_user_error(field="model", code="no_forecast"):
         make_plan(make_inputs(24 * GB, forecast_memory=fail_always))
 
 
@@ -289,7 +289,7 @@ def test_the_memory_margin_is_mentioned_where_it_decides():
 def test_prompt_tuning_is_not_used_if_lora_is_only_too_large():
     def no_qlora(config):
         if config.method == "qlora":
-            raise UserError("This model cannot be forecast.", field="model")
+            raise UserError("This model cannot be forecast.", field="model", code="no_forecast")
         return forecast_memory(config) | ({"peak": 1} if config.method == "prompt" else {})
 
     with raises_user_error(code=NOTHING_FITS):

@@ -244,7 +244,7 @@ def test_rows_without_trained_tokens_are_a_data_error_that_names_max_length(
 ):
     folder = tiny.make_run(tmp_path / "run", tiny_model, max_length=8)
     assert engine_here([str(folder)]) == EXIT_CODES[Outcome.DATA_ERROR]
-    assert "8 tokens" in read_result(folder).message
+    assert_mentions(read_result(folder).message, "8 tokens", "max_length")
 
 
 def test_missing_target_modules_are_a_config_error(tmp_path, tiny_model, engine_here):

@@ -58,9 +58,8 @@ def make_plan(
     config = RunConfig.from_dict({**selected.config.to_dict(), "learning_rate": learning_rate})
     rules.choose_eval_settings(draft, config)
     rules.choose_tuning(draft, config)
-    draft.choices = [
-        choice for choice in draft.choices if choice.setting not in config.inapplicable_settings()
-    ]
+    inapplicable = config.inapplicable_settings()
+    draft.choices = [choice for choice in draft.choices if choice.setting not in inapplicable]
     draft.check_unused_locks()
     plan = Plan(
         goal,
@@ -261,16 +260,15 @@ def choose_batch(draft: PlanDraft, selected: Candidate) -> None:
         f"about {max(1, round(batch_tokens * accumulation / mean_length))} rows per step"
     )
     peak = format_bytes(selected.forecast["peak"])
-    why = (
-        f"One batch per step, {rows_description}: peak memory {peak}."
-        if accumulation == 1
-        else f"The largest batch that fits: peak memory {peak}."
-    )
-    alternative = (
-        "Larger batches give fewer steps, and LoRA learns worse from large batches."
-        if accumulation == 1
-        else "Larger batches would not fit."
-    )
+    if accumulation == 1:
+        why = f"One batch per step, {rows_description}: peak memory {peak}."
+        alternative = "Larger batches give fewer steps, and LoRA learns worse from large batches."
+    elif "gradient_accumulation_steps" in draft.locked:
+        why = f"The step is divided into {accumulation} batches: peak memory {peak}."
+        alternative = "Larger batches give larger steps."
+    else:
+        why = f"The largest batch that fits: peak memory {peak}."
+        alternative = "Larger batches would not fit."
     draft.choose_setting(
         "max_tokens_per_batch", batch_tokens, why, alternative=alternative, source=rules.LORA_GUIDE
     )

@@ -149,7 +149,7 @@ def choose_epochs(draft: PlanDraft) -> int:
     elif rows < 20_000:
         value, why = 2, f"{rows:,} rows need two epochs."
     else:
-        value, why = 1, f"{rows:,} rows are enough for a single epoch."
+        value, why = 1, f"With {rows:,} rows, a single epoch is enough."
     alternative = (
         "5 would likely overfit."
         if value == 3
@@ -235,7 +235,7 @@ def choose_schedule(draft: PlanDraft) -> None:
         "lr_scheduler_type",
         "cosine",
         why,
-        alternative="constant would leave the last steps noisy.",
+        alternative="constant_with_warmup would leave the last steps noisy.",
         source="QLoRA and most guides",
     )
     why = "The rate rises during the first 5% of the steps, while AdamW estimates the gradients."

@@ -271,10 +271,11 @@ class RunConfig(MethodSettings):
 
     def to_dict(self) -> dict[str, Any]:
         """Return the settings of this run as JSON, without those of other methods."""
+        inapplicable = self.inapplicable_settings()
         return {
             name: value
             for name, value in dataclasses.asdict(self).items()
-            if name not in self.inapplicable_settings()
+            if name not in inapplicable
         }
 
     def resolve_optimizer(self, device: str) -> str:
@@ -320,9 +321,9 @@ class RunConfig(MethodSettings):
         """Raises ConfigError: a setting was changed that the method does not have or that is
         incompatible with it.
         """
-        method = METHODS[self.method]
+        method, inapplicable = METHODS[self.method], self.inapplicable_settings()
         for f in dataclasses.fields(self):
-            if f.name in self.inapplicable_settings() and getattr(self, f.name) != f.default:
+            if f.name in inapplicable and getattr(self, f.name) != f.default:
                 raise ConfigError(
                     f"{f.name} is not a setting of {method.title}. Remove it.", field=f.name
                 )

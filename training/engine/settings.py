@@ -36,6 +36,8 @@ PAPERS = {  # setting -> papers that introduced it, as arXiv ids
     "optim": {"8-bit AdamW": "2110.02861"},
     "gradient_checkpointing": {"Checkpointing": "1604.06174"},
 }
+# Initializations that subtract the adapter's initial value from the base weights
+BASE_MUTATING_INITS = ("pissa", "pissa_niter_4", "olora")
 INIT_WEIGHTS = (
     "default",
     "gaussian",
@@ -242,7 +244,7 @@ def check_method_settings(config: MethodSettings) -> None:
             "init_lora_weights = loftq compensates quantization error, so it needs method = qlora.",
             field="init_lora_weights",
         )
-    changes_base = config.init_lora_weights in ("pissa", "pissa_niter_4", "olora")
+    changes_base = config.init_lora_weights in BASE_MUTATING_INITS
     if changes_base and config.method == "qlora":
         raise ConfigError(
             f"init_lora_weights = {config.init_lora_weights} changes the base weights, which qlora "
@@ -272,7 +274,7 @@ def candidate_ranks(rank: int) -> list[int]:
 
 def check_tuning_settings(config: MethodSettings) -> None:
     """Raises ConfigError: tuning_search_space has a setting that trials cannot vary, or tuning is
-    on with an initialization that depends on the base weights.
+    on and init_lora_weights is not default.
     """
     tuned_names = [name.strip() for name in config.tuning_search_space.split(",")]
     unknown_names = [name for name in tuned_names if name not in TUNABLE_SETTINGS]

@@ -96,7 +96,7 @@ def render_messages(
     opens an assistant turn at the end.
 
     Raises:
-        DataError: the template rejects the row. For example, Gemma's has no system message.
+        DataError: the template rejects the row. For example, Gemma's has no system role.
     """
     messages, tools = row["messages"][:message_count], row.get("tools")
     try:

@@ -1,5 +1,5 @@
-"""Patches for silent errors in PEFT, bitsandbytes and transformers, applied when this module is
-imported.
+"""Patches for silent errors in PEFT, bitsandbytes and transformers. The `patch_` functions are
+applied when this module is imported; `load_base` calls `disable_repacking`.
 
 tests/engine/test_library_patches.py fails without them. Versions: peft 0.21.2, bitsandbytes 0.50.2,
 transformers 5.24.

@@ -16,9 +16,8 @@ from torch import Tensor
 import training.engine.modeling.library_patches  # noqa: F401 before any adapter is loaded
 from training.engine.config import RunConfig
 from training.engine.file_names import ADAPTER_FILES, MODEL_FILE
+from training.engine.settings import BASE_MUTATING_INITS
 
-# Initializations that subtract the adapter's initial value from the base weights
-BASE_MUTATING_INITS = ("pissa", "pissa_niter_4", "olora")
 RAW_PREFIX = "raw."
 
 

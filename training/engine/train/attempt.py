@@ -44,7 +44,8 @@ class Attempt:
     def train_and_export(
         self, config: RunConfig, stop_requests: StopRequests
     ) -> tuple[Outcome, str]:
-        """Run the whole attempt. The weights are exported unless the run was discarded."""
+        """Run the whole attempt. The weights are exported if it finished or a user
+        stopped it without discarding it."""
         config = apply_selection(self.run_dir, config)
         for item in prepare_session(config, self.run_dir, self.number):
             if isinstance(item, Session):

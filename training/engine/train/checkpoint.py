@@ -82,7 +82,7 @@ def save_checkpoint(
             temp_dir / MANIFEST, json.dumps({"step": step, "files": manifest}, indent=1)
         )
         final = root / folder_name(step)
-        # An existing folder of this step is damaged: otherwise training would have resumed there
+        # An existing folder is damaged, or is the selected trial's checkpoint before its evaluation
         shutil.rmtree(final, ignore_errors=True)
         temp_dir.rename(final)
     except OSError:
@@ -111,8 +111,8 @@ def load_checkpoint(folder: Path, state: CheckpointState) -> dict[str, Any]:
     """Restore weights, optimizer and random state. Returns the saved trainer state with `step` and
     `is_optimizer_reset`.
 
-    `is_optimizer_reset` is true if the checkpoint comes from a different optimizer class. Then only
-    the weights are restored and the optimizer starts fresh.
+    `is_optimizer_reset` is true if the checkpoint comes from a different optimizer class. Then all
+    but the optimizer's state is restored.
     """
     tensors = load_file(folder / STATE_FILES[0])
     raw = {name: value for name, value in tensors.items() if name.startswith(weights.RAW_PREFIX)}

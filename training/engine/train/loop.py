@@ -127,10 +127,12 @@ def take_step(session: Session) -> Event:
     loss = total.item() / trained_tokens
     if not (math.isfinite(loss) and math.isfinite(gradient_norm)):
         session.step -= 1
+        saved = session.saved_step
+        checkpoint_message = f"The checkpoint of step {saved} is kept. " if saved else ""
         raise Diverged(
             f"The loss became {loss:g} (gradient norm {gradient_norm:g}) at step "
-            f"{session.step + 1}. The weights of step {session.step} are kept. Try a learning rate "
-            f"below {session.config.learning_rate:g}."
+            f"{session.step + 1}. {checkpoint_message}Try a learning rate below "
+            f"{session.config.learning_rate:g}."
         )
     session.optimizer.step()
     session.optimizer.zero_grad(set_to_none=True)

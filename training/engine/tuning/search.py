@@ -61,7 +61,7 @@ class Trial:
 
 
 def load_trials(run_dir: Path) -> Iterator[Trial]:
-    """The trials that earlier attempts completed, in order."""
+    """The trials saved in the run's folder, in order."""
     for path in sorted((run_dir / TRIALS_FOLDER).glob("*.json"), key=lambda path: int(path.stem)):
         values = json.loads(path.read_text())
         yield Trial(
