@@ -23,6 +23,7 @@ from django.conf import settings
 from django.core.management import call_command
 from django.core.management.color import no_style
 from django.db import DatabaseError, connection, connections, models, transaction
+from django.db.backends.postgresql.client import DatabaseClient
 from django.db.migrations.loader import MigrationLoader
 from django.db.migrations.recorder import MigrationRecorder
 from psycopg.conninfo import make_conninfo
@@ -36,6 +37,7 @@ SQLITE_FILE, POSTGRES_FILE = "database.sqlite3", "database.pgdump"
 SKIPPED_NAMES = {"incoming", "jobs", "memory_estimators", "up.lock"}
 # What a SNAPML_HOME has that was only just created
 FRESH_NAMES = SKIPPED_NAMES | {"secret_key"}
+SQLITE_SUFFIXES = ("", "-wal", "-shm")
 ROWS_PER_INSERT = 500
 
 
@@ -60,28 +62,40 @@ def write_backup(folder: Path) -> None:
         raise UserError(f"{folder} already exists; name a new folder.") from error
     except OSError as error:
         raise UserError(f"{folder} cannot be created ({error.strerror}).") from error
-    if connection.vendor == "sqlite":
-        with (
-            closing(sqlite3.connect(connection.settings_dict["NAME"])) as source,
-            closing(sqlite3.connect(folder / SQLITE_FILE)) as target,
-        ):
-            source.backup(target)
-            target.execute("PRAGMA journal_mode=DELETE")  # one file, readable on read-only media
-    else:
+    try:
+        dump_database(folder)
+        copy_files(home, folder / "home")
+        manifest = {
+            "created": datetime.now(UTC).isoformat(),
+            "home": str(home),
+            "migrations": get_applied_migrations(),
+        }
+        (folder / MANIFEST).write_text(json.dumps(manifest, indent=1))
+    except OSError as error:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise UserError(f"The backup could not be written: {error}.") from error
+    except UserError:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+
+
+def dump_database(folder: Path) -> None:
+    """Raises UserError: pg_dump fails."""
+    if connection.vendor != "sqlite":
         run_postgres("pg_dump", "--format=custom", f"--file={folder / POSTGRES_FILE}")
-    copy_files(home, folder / "home")
-    manifest = {
-        "created": datetime.now(UTC).isoformat(),
-        "home": str(home),
-        "migrations": get_applied_migrations(),
-    }
-    (folder / MANIFEST).write_text(json.dumps(manifest, indent=1))
+        return
+    with (
+        closing(sqlite3.connect(connection.settings_dict["NAME"])) as source,
+        closing(sqlite3.connect(folder / SQLITE_FILE)) as target,
+    ):
+        source.backup(target)
+        target.execute("PRAGMA journal_mode=DELETE")  # one file, readable on read-only media
 
 
 def restore_backup(folder: Path) -> None:
     """Restore a backup into an empty SNAPML_HOME and an empty database. SnapML must be stopped.
 
-    A restore that fails leaves both empty.
+    A restore that fails before the database is restored leaves both empty.
 
     Raises:
         UserError: the folder has no complete backup of this SNAPML_HOME, the backup is of a newer
@@ -100,8 +114,7 @@ def restore_backup(folder: Path) -> None:
             run_postgres("pg_restore", *options, str(folder / POSTGRES_FILE))
         else:
             copy_database(folder / SQLITE_FILE)
-        for path in Path(staging).iterdir():
-            path.replace(home / path.name)
+        move_files(Path(staging), home)
     call_command("migrate", verbosity=0)
     check_schema()
 
@@ -123,7 +136,7 @@ def check_manifest(manifest: dict[str, Any], home: Path) -> None:
             f"The backup is of {manifest['home']}, but SNAPML_HOME is {home}. Set SNAPML_HOME to "
             "the folder of the backup, because runs store the paths of their files."
         )
-    known = set(MigrationLoader(None, ignore_no_migrations=True).disk_migrations)
+    known = list_known_migrations()
     unknown = [key for key in manifest["migrations"] if tuple(key) not in known]
     if unknown:
         raise UserError(
@@ -162,7 +175,7 @@ def restore_sqlite(source: Path) -> None:
     if not source.is_file():
         raise UserError("The backup is of PostgreSQL; set DATABASE_URL to an empty database.")
     try:
-        with closing(sqlite3.connect(f"file:{source}?mode=ro", uri=True)) as database:
+        with closing(sqlite3.connect(read_only_uri(source), uri=True)) as database:
             (status,) = database.execute("PRAGMA quick_check(1)").fetchone()
     except sqlite3.DatabaseError as error:
         status = str(error)
@@ -170,7 +183,7 @@ def restore_sqlite(source: Path) -> None:
         raise UserError(f"{source} is damaged: {status}")
     connections.close_all()
     target = Path(connection.settings_dict["NAME"])
-    for suffix in ("", "-wal", "-shm"):
+    for suffix in SQLITE_SUFFIXES:
         target.with_name(target.name + suffix).unlink(missing_ok=True)
     shutil.copyfile(source, target)
 
@@ -180,20 +193,37 @@ def copy_files(source: Path, target: Path) -> None:
     running instance deletes in the meantime, links inside the folders, and sockets are left out.
     """
     target.mkdir(parents=True, exist_ok=True)
-    database = Path(str(connection.settings_dict["NAME"])).name
+    skipped = set(SKIPPED_NAMES)
+    if connection.vendor == "sqlite":
+        name = Path(connection.settings_dict["NAME"]).name
+        skipped |= {name + suffix for suffix in SQLITE_SUFFIXES}
     for entry in source.iterdir():
-        if entry.name in SKIPPED_NAMES or entry.name.startswith(".restore-"):
-            continue
-        if ".sqlite3" in entry.name or entry.name.startswith(database):
+        is_skipped = entry.name in skipped or ".sqlite3" in entry.name
+        if is_skipped or entry.name.startswith(".restore-"):
             continue
         if entry.is_file():
             copy_file(entry, target / entry.name)
         elif entry.is_dir():
-            for folder, _, names in os.walk(entry):
+            for folder, _, names in os.walk(entry, onerror=raise_unless_missing):
                 copied = target / Path(folder).relative_to(source)
                 copied.mkdir(parents=True, exist_ok=True)
                 for name in names:
                     copy_file(Path(folder) / name, copied / name)
+
+
+def raise_unless_missing(error: OSError) -> None:
+    if not isinstance(error, FileNotFoundError):
+        raise error
+
+
+def move_files(source: Path, target: Path) -> None:
+    """Move the entries of a folder. Folders of the target may be links to other disks."""
+    for entry in source.iterdir():
+        destination = target / entry.name
+        if destination.is_dir():
+            move_files(entry, destination)
+        else:
+            shutil.move(entry, destination)
 
 
 def copy_file(source: Path, target: Path) -> None:
@@ -208,15 +238,16 @@ def copy_file(source: Path, target: Path) -> None:
 def run_postgres(program: str, *arguments: str) -> None:
     """Run pg_dump or pg_restore on the configured database. Raises UserError with its message."""
     database = connection.settings_dict
-    parameters = {
-        "dbname": database["NAME"],
+    parameters: dict[str, Any] = {
+        "dbname": database["NAME"] or None,
         "host": database["HOST"] or None,
         "port": database["PORT"] or None,
         "user": database["USER"] or None,
-        "sslmode": database["OPTIONS"].get("sslmode"),
     }
     command = [program, "--no-password", f"--dbname={make_conninfo(**parameters)}", *arguments]
-    environment = os.environ | {"PGPASSWORD": database["PASSWORD"] or ""}
+    # Password, service and TLS options
+    _, variables = DatabaseClient.settings_to_cmd_args_env(database, [])
+    environment = os.environ | (variables or {})
     try:
         subprocess.run(command, env=environment, check=True, capture_output=True, text=True)
     except FileNotFoundError as error:
@@ -242,7 +273,7 @@ def copy_database(path: Path) -> int:
     connections.databases["source"] = {
         **connection.settings_dict,
         "ENGINE": settings.SQLITE["ENGINE"],
-        "NAME": f"file:{path.resolve()}?mode=ro",
+        "NAME": read_only_uri(path),
         "OPTIONS": {"uri": True, "timeout": 20},
     }
     try:
@@ -262,10 +293,10 @@ def check_same_version(path: Path) -> None:
     """Raises UserError: the source is not a database of this version of SnapML."""
     try:
         applied = {tuple(key) for key in get_applied_migrations("source")}
-        if applied != set(MigrationLoader(None, ignore_no_migrations=True).disk_migrations):
+        if applied != list_known_migrations():
             raise UserError(
                 f"{path} was written by another version of SnapML. Start this version on it once "
-                "to migrate it, and copy it then."
+                "to migrate it, then copy it."
             )
         check_schema("source")
     except DatabaseError as error:
@@ -322,19 +353,19 @@ def continue_ids(model: type[models.Model]) -> None:
     table, column = model._meta.db_table, model._meta.pk.column
     with connections["source"].cursor() as cursor:
         cursor.execute("SELECT seq FROM sqlite_sequence WHERE name = %s", [table])
-        last_id = cursor.fetchone()
-    if not last_id or not last_id[0]:
+        (last_id,) = cursor.fetchone() or (0,)
+    if not last_id:
         return
     with connection.cursor() as cursor:
         if connection.vendor == "postgresql":
             cursor.execute(
                 "SELECT setval(pg_get_serial_sequence(%s, %s), %s)",
-                [connection.ops.quote_name(table), column, last_id[0]],
+                [connection.ops.quote_name(table), column, last_id],
             )
         else:
             cursor.execute("DELETE FROM sqlite_sequence WHERE name = %s", [table])
             cursor.execute(
-                "INSERT INTO sqlite_sequence (name, seq) VALUES (%s, %s)", [table, *last_id]
+                "INSERT INTO sqlite_sequence (name, seq) VALUES (%s, %s)", [table, last_id]
             )
 
 
@@ -350,8 +381,29 @@ def read_rows(model: type[models.Model], names: list[str]) -> Iterator[list[tupl
         yield batch
 
 
+def read_only_uri(path: Path) -> str:
+    return f"{path.resolve().as_uri()}?mode=ro"
+
+
+def list_known_migrations() -> set[tuple[str, str]]:
+    """The migrations of this version of SnapML and of Django."""
+    return set(MigrationLoader(None, ignore_no_migrations=True).disk_migrations)
+
+
 def get_applied_migrations(alias: str = "default") -> list[list[str]]:
     return sorted(list(key) for key in MigrationRecorder(connections[alias]).applied_migrations())
+
+
+def check_migrated() -> None:
+    """Raises UserError: the database lacks a migration of this version, or is of a development
+    version.
+    """
+    if list_known_migrations() - {tuple(key) for key in get_applied_migrations()}:
+        raise UserError(
+            "The database is not migrated to this version yet. Start `manage.py up` of this "
+            "version first."
+        )
+    check_schema()
 
 
 def check_schema(alias: str = "default") -> None:

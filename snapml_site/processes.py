@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
+from typing import Any
 
 from django.conf import settings
+from django.core.management import CommandError
 
 from training.child_process import child_environment, set_parent_death_signal
 
@@ -114,3 +118,17 @@ def build_processes(
         worker,
         ManagedProcess("inference", command, stop_timeout=10, environment=environment),
     ]
+
+
+def acquire_lock() -> Any:
+    """Allow one `up` per SNAPML_HOME. The kernel releases the lock when this process ends in any
+    way.
+    """
+    lock = (Path(settings.HOME) / "up.lock").open("w")
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise CommandError(
+            f"SnapML is already running on {settings.HOME}. Stop it, or set another SNAPML_HOME."
+        ) from error
+    return lock

@@ -101,12 +101,12 @@ def test_a_failed_restore_can_be_repeated(site, tmp_path):
     backup = tmp_path / "backup"
     run_command(site, "backup", backup)
     rows = dump_rows(site)
-    whole = (backup / "database.sqlite3").read_bytes()
-    (backup / "database.sqlite3").write_bytes(whole[: len(whole) // 2])
+    content_bytes = (backup / "database.sqlite3").read_bytes()
+    (backup / "database.sqlite3").write_bytes(content_bytes[: len(content_bytes) // 2])
     shutil.rmtree(site.home)
     refused = run_command(site, "restore", backup)
     assert refused.returncode == 1 and "is damaged" in refused.stderr
-    (backup / "database.sqlite3").write_bytes(whole)
+    (backup / "database.sqlite3").write_bytes(content_bytes)
     assert run_command(site, "restore", backup).returncode == 0
     assert dump_rows(site) == rows
 
@@ -136,6 +136,21 @@ def test_a_backup_follows_folders_on_other_disks_and_skips_sockets(site, tmp_pat
     assert run_command(site, "backup", tmp_path / "backup").returncode == 0
     assert list((tmp_path / "backup" / "home" / "data").rglob("train.jsonl"))
     assert not (tmp_path / "backup" / "home" / "models.fifo").exists()
+    shutil.rmtree(site.home)
+    (tmp_path / "new disk").mkdir()
+    site.home.mkdir()
+    (site.home / "data").symlink_to(tmp_path / "new disk")
+    restored = run_command(site, "restore", tmp_path / "backup")
+    assert restored.returncode == 0, restored.stderr
+    assert (site.home / "data").is_symlink()
+    assert list((tmp_path / "new disk").rglob("train.jsonl"))
+
+
+def test_a_worker_waits_for_up_to_migrate_the_database(site):
+    with sqlite3.connect(site.home / "snapml.sqlite3") as database:
+        database.execute("DELETE FROM django_migrations WHERE app = 'runs'")
+    refused = run_command(site, "worker")
+    assert refused.returncode == 1 and "is not migrated" in refused.stderr
 
 
 def test_a_backup_that_was_not_finished_is_not_restored(site, tmp_path):
@@ -147,9 +162,16 @@ def test_a_backup_that_was_not_finished_is_not_restored(site, tmp_path):
 
 
 def test_a_backup_needs_a_new_folder_outside_the_home(site, tmp_path):
-    for folder in (site.home / "backup", tmp_path):
+    for folder, reason in ((site.home / "backup", "is inside"), (tmp_path, "already exists")):
         refused = run_command(site, "backup", folder)
-        assert refused.returncode == 1 and "name a" in refused.stderr
+        assert refused.returncode == 1 and reason in refused.stderr
+
+
+def test_a_backup_is_restored_only_into_its_own_home(site, tmp_path):
+    run_command(site, "backup", tmp_path / "backup")
+    other = str(tmp_path / "other")
+    refused = run_command(site, "restore", tmp_path / "backup", SNAPML_HOME=other)
+    assert refused.returncode == 1 and str(site.home) in refused.stderr
 
 
 @pytest.mark.usefixtures("django_db_setup")  # so that the pass with PostgreSQL runs it
@@ -169,7 +191,7 @@ DELETE_NEWEST_USER = """
 import django
 django.setup()
 from training.people.models import User
-user = User.objects.create_user("gone")
+user = User.objects.create_user("deleted")
 print(user.pk)
 user.delete()
 """

@@ -7,7 +7,7 @@ from typing import Any
 from django.core.management.base import BaseCommand, CommandError
 
 from snapml_site.backups import restore_backup
-from snapml_site.management.commands.up import acquire_lock
+from snapml_site.processes import acquire_lock
 from training.errors import UserError
 
 

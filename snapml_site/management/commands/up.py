@@ -4,7 +4,6 @@ dies. Ctrl-C stops all in order.
 
 from __future__ import annotations
 
-import fcntl
 import os
 import secrets
 import signal
@@ -12,7 +11,6 @@ import socket
 import time
 import urllib.request
 from argparse import ArgumentParser
-from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -23,7 +21,7 @@ from django.db import connections
 
 from snapml_site.backups import check_schema
 from snapml_site.first_admin import prepare_first_admin
-from snapml_site.processes import ManagedProcess, build_processes
+from snapml_site.processes import ManagedProcess, acquire_lock, build_processes
 from training.errors import UserError
 
 CHECK_INTERVAL = 0.2
@@ -107,20 +105,6 @@ def prepare_database() -> None:
         check_schema()
     except UserError as error:
         raise CommandError(error.message) from error
-
-
-def acquire_lock() -> Any:
-    """Allow one `up` per SNAPML_HOME. The kernel releases the lock when this process ends in any
-    way.
-    """
-    lock = (Path(settings.HOME) / "up.lock").open("w")
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        raise CommandError(
-            f"SnapML is already running on {settings.HOME}. Set SNAPML_HOME for a second instance."
-        ) from error
-    return lock
 
 
 def check_port_free(host: str, port: int) -> None:

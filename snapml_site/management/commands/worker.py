@@ -7,7 +7,7 @@ from typing import Any
 from django.conf import settings
 from django.core.management.base import BaseCommand, CommandError
 
-from snapml_site.backups import check_schema
+from snapml_site.backups import check_migrated
 from training.errors import UserError
 from training.runs.worker.main import run_worker
 
@@ -17,7 +17,7 @@ class Command(BaseCommand):
 
     def handle(self, *args: Any, **options: Any) -> None:
         try:
-            check_schema()
+            check_migrated()
         except UserError as error:
             raise CommandError(error.message) from error
         run_worker(settings.HUEY)
