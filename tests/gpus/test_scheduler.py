@@ -2,12 +2,14 @@
 
 import math
 from dataclasses import replace
+from typing import get_args
 
 from benchmarks.pool_simulator import SimulatedPool
 from training.gpus.scheduling import eta
 from training.gpus.scheduling.eta import compare_start_times, estimate_start_ranges
 from training.gpus.scheduling.scheduler import Scheduler
 from training.gpus.scheduling.state import (
+    BlockCode,
     BlockReason,
     DeviceState,
     PoolState,
@@ -432,7 +434,29 @@ def test_every_block_reason_has_a_message():
     for code in REASON_MESSAGES:
         message = format_block_reason(BlockReason(code, details), PoolState("A100", []))
         assert message.endswith("."), code
+    assert set(REASON_MESSAGES) == set(get_args(BlockCode))
     assert set(HINTS) <= set(REASON_MESSAGES)
+
+
+def test_the_message_of_a_full_pool_agrees_in_number():
+    details = {"required_bytes": 30 * GB, "devices": 3, "idle_devices": 1, "used_by_others": 0}
+    details |= {"unavailable_devices": 1, "team": "nlp", "team_running": 1, "guaranteed": 2}
+    message = format_block_reason(BlockReason("full", details), PoolState("A100", []))
+    assert message == (
+        "needs 30.0 GB on one of the 3 devices of A100; the idle one has too little free memory; "
+        "1 more is unavailable; team nlp uses 1 device and is guaranteed 2."
+    )
+
+
+def test_a_device_that_is_being_checked_is_not_reported_as_offline():
+    pool_state = PoolState(
+        "A100",
+        [DeviceState(1, 24 * GB, is_schedulable=False)],
+        waiting=[make_pending(1)],
+    )
+    block, _ = explain_in_state(pool_state, 1)
+    assert block.code == "no_devices"
+    assert "being checked" in format_block_reason(block, pool_state)
 
 
 def test_a_dry_run_simulates_evictions():

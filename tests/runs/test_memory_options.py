@@ -108,6 +108,7 @@ def test_a_run_killed_by_its_host_recovers_with_the_same_options(run, few_crashe
     run_out_of_memory(run, code=-signal.SIGKILL, outcome=None, auto_reduce_memory=True)
     assert (run.state, run.config["micro_batch_splits"]) == ("queued", 2)
     assert "killed (SIGKILL" in run.message and "micro_batch_splits 2" in run.message
+    assert run.message.count("Resuming") == 1
 
 
 def test_a_run_killed_too_often_offers_memory_options(run, few_crashes, as_alice):

@@ -24,7 +24,6 @@ from training.runs.forecast.target_device import get_target_device
 from training.runs.models import Event, Run
 from training.runs.queue import actions, admission, checks, durations, queue_info
 from training.runs.states import RequestedAction, State
-from training.runs.worker import outcomes
 from training.runs.worker.lease import claim_run
 from training.runs.worker.supervisor import RunSupervisor
 
@@ -201,10 +200,12 @@ def test_a_run_stops_at_its_time_limit(run):
     admission.admit_runs()
     run.refresh_from_db()
     assert (run.state, run.requested_action) == (State.STOPPING, RequestedAction.TIME_LIMIT)
-    message = outcomes.format_time_limit_message(run, has_adapter=False)
-    assert_mentions(message, f"step {run.step}", "No adapter was saved")
     supervisor.check_requests()
     assert supervisor.engine.requests == ["save"]
+    supervisor.handle_exit()
+    run.refresh_from_db()
+    assert run.state == State.STOPPED
+    assert_mentions(run.message, f"step {run.step}", "time limit", "Nothing was saved")
 
 
 def test_hold_and_drain_evicts_running_runs_and_hold_alone_does_not(run, make_run, people):

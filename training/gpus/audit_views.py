@@ -9,7 +9,7 @@ import io
 import json
 from collections.abc import Iterator
 from typing import Any
-from urllib.parse import quote
+from urllib.parse import urlencode
 
 from django.contrib import messages
 from django.core.paginator import Paginator
@@ -62,7 +62,7 @@ def show_audit_log(request: AuthenticatedRequest) -> HttpResponse:
         ),
         "action": action,
         "q": text,
-        "list_query": f"action={quote(action)}&q={quote(text)}",
+        "list_query": urlencode({"action": action, "q": text}),
         "is_verified": is_verified,
         "altered_entry": audit_log.find_tampered_entry() if is_verified else None,
     }

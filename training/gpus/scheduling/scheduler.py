@@ -21,6 +21,7 @@ from training.gpus.scheduling.placement import PlacementState
 from training.gpus.scheduling.preemption import find_victims
 from training.gpus.scheduling.state import (
     PRIORITIES,
+    BlockCode,
     BlockReason,
     Decision,
     PoolState,

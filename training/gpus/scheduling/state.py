@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Literal
 
 # From first to last. Only admins grant `urgent`; `background` runs can always be preempted.
 PRIORITIES = ("urgent", "normal", "background")
@@ -129,11 +130,30 @@ class PoolState:
         return self.users.get(user, UserUsage())
 
 
+BlockCode = Literal[
+    "full",
+    "reserved",
+    "behind",
+    "evicting",
+    "checking_device",
+    "pool_on_hold",
+    "team_on_hold",
+    "team_limit",
+    "team_hours",
+    "user_limit",
+    "user_hours",
+    "crash_pause",
+    "max_memory",
+    "never_fits",
+    "no_devices",
+]
+
+
 @dataclass(frozen=True)
 class BlockReason:
     """Why a run does not start now: a code, and the figures for its message (wait_messages.py)."""
 
-    code: str
+    code: BlockCode
     details: Mapping[str, float | int | str] = field(default_factory=dict)
 
 

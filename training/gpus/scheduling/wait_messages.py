@@ -29,11 +29,10 @@ def format_full_message(details: Details, pool_state: PoolState) -> str:
         return (
             f"{format_required(details)}, but the only device of {pool_state.pool} {state}{suffix}"
         )
-    state = (
-        f"the {num_idle} idle ones have too little free memory{reason}"
-        if num_idle
-        else "all of them are in use"
-    )
+    state = "all of them are in use"
+    if num_idle:
+        idle = "the idle one has" if num_idle == 1 else f"the {num_idle} idle ones have"
+        state = f"{idle} too little free memory{reason}"
     return (
         f"{format_required(details)} on one of the {num_devices} devices of {pool_state.pool}; "
         f"{state}{suffix}"
@@ -60,8 +59,8 @@ def format_team_suffix(details: Details) -> str:
     if details["team"] == "no team":
         return ""
     return (
-        f"; team {details['team']} uses {details['team_running']} devices and is guaranteed "
-        f"{details['guaranteed']}"
+        f"; team {details['team']} uses {details['team_running']} device"
+        f"{'' if details['team_running'] == 1 else 's'} and is guaranteed {details['guaranteed']}"
     )
 
 
@@ -76,7 +75,7 @@ REASON_MESSAGES: dict[str, Callable[[Details, PoolState], str]] = {
     "reserved": format_reservation_message,
     "behind": format_behind_message,
     "evicting": lambda d, s: (
-        f"starts after run {d['runs']} has saved its checkpoint and freed the device."
+        f"starts when a device is free; checkpoints are being saved by run {d['runs']}."
     ),
     "checking_device": lambda d, s: "starts when the memory of the device reserved for it is free.",
     "pool_on_hold": lambda d, s: (
@@ -106,14 +105,14 @@ REASON_MESSAGES: dict[str, Callable[[Details, PoolState], str]] = {
         f"{format_bytes(d['largest_device_bytes'])}."
     ),
     "no_devices": lambda d, s: (
-        f"no device of {s.pool} is online; start a worker on a host that has one."
+        f"no device of {s.pool} is available; all are offline, missing, dirty or being checked."
     ),
 }
 HINTS: dict[str, str] = {
-    "team_limit": "Wait until a run of the team ends, or ask an admin to raise the limit.",
-    "team_hours": "Wait for the next month, or ask an admin to raise the budget.",
-    "user_limit": "Wait until a run of its owner ends, or ask an admin to raise the limit.",
-    "user_hours": "Wait for the next month, or ask an admin to raise the budget.",
+    "team_limit": "Stop another run of the team, or ask an admin to raise the limit.",
+    "team_hours": "Ask an admin to raise the budget.",
+    "user_limit": "Stop another run of its owner, or ask an admin to raise the limit.",
+    "user_hours": "Ask an admin to raise the budget.",
     "max_memory": (
         "Use a smaller batch, a shorter max length or QLoRA, or ask an admin to raise the limit."
     ),
@@ -149,10 +148,7 @@ def get_hint(scheduler: Scheduler, pending: WaitingRun, block: BlockReason) -> s
     if pending.priority == "background":
         return "With normal priority it would come before all background runs."
     if block.code in ("full", "reserved", "behind") and pending.priority == "normal":
-        return (
-            "Wait until a run ends, choose a pool with a free device, or ask an admin for urgent "
-            "priority."
-        )
+        return "Choose a pool with a free device, or ask an admin for urgent priority."
     return ""
 
 
@@ -186,7 +182,7 @@ def explain_queue(
         block = block_reasons.get(pending.run)
         if scheduler.pool_state.is_on_hold:
             block = BlockReason("pool_on_hold")
-        elif not any(device.is_schedulable for device in scheduler.devices.values()):
+        elif not scheduler.num_schedulable and (block is None or block.code == "full"):
             block = BlockReason("no_devices")
         explained[pending.run] = (
             position,

@@ -102,6 +102,7 @@ def run_preview(request: dict[str, Any]) -> dict[str, Any]:
         raise UserError(
             "This model's chat template took too long. It may contain an endless loop.",
             field="model",
+            code="preview_failed",
         ) from error
     finally:
         PREVIEW_SLOTS.release()
@@ -109,6 +110,7 @@ def run_preview(request: dict[str, Any]) -> dict[str, Any]:
         raise UserError(
             "This model's tokenizer or chat template failed (out of time or memory).",
             field="model",
+            code="preview_failed",
         )
     response: dict[str, Any] = json.loads(completed.stdout)
     if "error" in response:

@@ -82,7 +82,7 @@ def apply_decision(decision: Decision, runs: dict[int, Run]) -> None:
             run.pk, run.name, run.owner, run.team, run.priority, job.memory
         )
         allocations.reserve_device(devices[job.device_id], allocation_request)
-        assignment = {"device": str(devices[job.device_id]), "at": timezone.now().timestamp()}
+        assignment = {"device": str(devices[job.device_id])}
         Run.objects.filter(pk=run.pk).update(queue_info=assignment, revision=F("revision") + 1)
     Device.objects.filter(reserved_for__in=decision.released_reservations).update(reserved_for=None)
     for victim, preemptor in decision.evictions.items():

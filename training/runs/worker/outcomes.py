@@ -107,11 +107,16 @@ def build_stopped_result(run: Run) -> Result:
     return Result(outcome=Outcome.STOPPED, message=message)
 
 
-def format_time_limit_message(run: Run, *, has_adapter: bool) -> str:
-    saved = "The adapter was saved." if has_adapter else "No adapter was saved."
+def format_time_limit_message(run: Run, result: Result) -> str:
+    if result.adapter_step is not None:
+        saved = "The adapter was saved."
+    elif (run.folder / "checkpoints").exists():
+        saved = "The checkpoint is kept."
+    else:
+        saved = "Nothing was saved."
     return (
-        f"Stopped at step {run.step:,}: it reached the time limit of its team. {saved} An admin "
-        "can resume the run."
+        f"Stopped at step {run.step:,}: it reached its team's time limit. {saved} An admin can "
+        "resume the run."
     )
 
 

@@ -296,9 +296,7 @@ class RunSupervisor:
         self.release_run(
             state=state,
             failure=result.outcome if state == State.FAILED else "",
-            message=outcomes.format_time_limit_message(
-                run, has_adapter=result.adapter_step is not None
-            )
+            message=outcomes.format_time_limit_message(run, result)
             if run.requested_action == RequestedAction.TIME_LIMIT and state == State.STOPPED
             else result.message,
             finished_at=Now(),
@@ -341,9 +339,9 @@ class RunSupervisor:
         changes_message = oom_recovery.recover_run(run) if can_recover else ""
         # No delay after the first crash
         seconds = min(MAX_RETRY_DELAY_SECONDS, 2 ** (crash_count - 1)) if crash_count > 1 else 0
-        message += f" at step {run.step}. Resuming from the last checkpoint. {changes_message}"
+        resume_message = changes_message or "Resuming from the last checkpoint."
         self.requeue_run(
-            message.strip(),
+            f"{message} at step {run.step}. {resume_message}",
             crash_count=crash_count,
             not_before=Now() + timedelta(seconds=seconds),
         )
