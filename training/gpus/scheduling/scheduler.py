@@ -188,7 +188,7 @@ class Scheduler(PlacementState):
             self.committed_seconds["team", pending.team],
             self.committed_seconds["user", pending.user],
         )
-        checks: tuple[tuple[bool, str, dict[str, int | str]], ...] = (
+        checks: tuple[tuple[bool, BlockCode, dict[str, int | str]], ...] = (
             (quota.is_on_hold, "team_on_hold", {"team": quota.name}),
             (
                 team_limit is not None and team_count >= team_limit,
