@@ -49,14 +49,14 @@ class TooLarge(UserError):
     status = 413
 
 
-def check_name_typed(typed: str, name: str, action: str = "delete it") -> None:
+def check_name_typed(typed: str, name: str) -> None:
     """Check that the user typed the object's name before it is deleted for good.
 
     Raises:
         UserError: a different name was typed.
     """
     if to_one_line(typed) != name:
-        raise UserError(f"Type the name {name} to {action}.", field="name")
+        raise UserError(f"Type the name {name} to delete it.", field="name")
 
 
 def to_one_line(text: str) -> str:

@@ -103,9 +103,11 @@ def format_ago(moment: datetime) -> str:
 
 
 def format_delay(seconds: float | None) -> str:
-    """Seconds from now as `now` or `in 10 min`; None is an unknown time."""
+    """Seconds from now as `now` or `in 10 min`; None is a run that does not start in the what-if
+    simulation.
+    """
     if seconds is None:
-        return "unknown"
+        return "would not start"
     return "now" if seconds < 1 else f"in {format_duration(seconds)}"
 
 

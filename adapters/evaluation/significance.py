@@ -113,7 +113,7 @@ def build_verdict(
     """
     if not tests:
         return Verdict(
-            f"{pair[0].name} and {pair[1].name}: too few rows are scored for both to test.",
+            f"{pair[0].name} and {pair[1].name}: too few rows with scores for both to run a test.",
             is_significant=False,
         )
     different = [(one, p) for one, p in tests if one.is_different]
@@ -193,10 +193,10 @@ def format_verdict(result: PairResult, p: float, also_tested: Sequence[str] = ()
     )
     tail = f"; {costs}" if costs else ""
     if p >= ALPHA:
-        nor = f", also none on {', '.join(also_tested)}" if also_tested else ""
+        others = f"; none on {' or '.join(also_tested)} either" if also_tested else ""
         message = (
             f"No significant difference between {better.name} and {worse.name}: "
-            f"{result.metric_label} {figures}, p {format_p_value(p)}{nor}{tail}."
+            f"{result.metric_label} {figures}, p {format_p_value(p)}{others}{tail}."
         )
         return Verdict(message, is_significant=False)
     message = (

@@ -19,7 +19,7 @@ from training.jobs.services import enqueue_job
 from training.people.models import User
 
 KIND = "gguf"
-# Formats that the `gguf` package can write (no K-quants), with what each costs
+# The formats offered for export, with what each costs; gguf_file.py can write more
 QUANTIZATIONS = {
     "f16": "16 bits: half the size of f32, same answers",
     "q8_0": "8 bits: a quarter of the size, almost no quality loss",

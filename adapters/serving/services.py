@@ -17,6 +17,8 @@ from training.people.permissions import check_changeable, get_visible
 MAX_CHANGES = 200
 NAME_PATTERN = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?")
 
+CANARY_PERCENT_MESSAGE = "The canary's traffic share must be from 1% to 99%."
+
 
 @dataclass(frozen=True)
 class Routing:
@@ -139,7 +141,7 @@ def find_previous_change(deployment: Deployment) -> DeploymentChange | None:
 
 
 def get_routing_key(one: Deployment | DeploymentChange) -> tuple[int | None, int | None, int, bool]:
-    """The routing as a comparable tuple. Without a second version, which may have been deleted, the
+    """The routing as a comparable tuple. Without a canary, which may have been deleted, the
     share is 0.
     """
     return one.version_id, one.canary_id, one.canary_percent if one.canary_id else 0, one.use_merged
@@ -152,7 +154,7 @@ def delete_deployment(user: User, deployment: Deployment, name: str) -> None:
         UserError: `name` is not its name.
     """
     check_changeable(user, deployment)
-    check_name_typed(name, deployment.name, "delete it")
+    check_name_typed(name, deployment.name)
     deployment.delete()
 
 
@@ -171,11 +173,11 @@ def check_routing(user: User, routing: Routing) -> None:
             )
     if routing.canary is None and routing.canary_percent:
         raise UserError(
-            "Choose the second version for this traffic share.", field="canary", code="no_second"
+            "Choose a canary version for this traffic share.", field="canary", code="no_canary"
         )
     if routing.canary is not None and not 1 <= routing.canary_percent <= 99:
         raise UserError(
-            "The traffic share of the second version must be from 1% to 99%.",
+            CANARY_PERCENT_MESSAGE,
             field="canary_percent",
         )
     if routing.canary is not None and routing.canary.pk == routing.version.pk:

@@ -120,7 +120,7 @@ def describe_serving(
             f"{version.method_spec.merge_unsupported_reason}"
         }
     if not deployment.use_merged:
-        return {"description": "attached to its base, as you chose"}
+        return {"description": "attached to its base: merging is turned off for this deployment"}
     if merge.is_merged(version):
         return {
             "description": "merged into its base: as fast as the base model",
@@ -207,7 +207,7 @@ def parse_routing(request: AuthenticatedRequest, form: QueryDict) -> Routing:
     canary_percent = form.get("canary_percent", "") if canary else "0"
     if not canary_percent.isdecimal():
         raise UserError(
-            "The traffic share of the second version must be from 1% to 99%.",
+            services.CANARY_PERCENT_MESSAGE,
             field="canary_percent",
         )
     return Routing(

@@ -4,11 +4,10 @@ const isDark = () => getComputedStyle(document.documentElement).colorScheme.incl
 
 document.addEventListener("click", (event) => {
   const target = event.target.closest(
-    "[data-theme-switch], [data-keys], [data-open], [data-close], [data-tab]",
+    "[data-theme-switch], [data-open], [data-close], [data-tab]",
   );
   if (!target) return;
   if ("themeSwitch" in target.dataset) switchTheme();
-  else if ("keys" in target.dataset) document.getElementById("keys").showModal();
   else if (target.dataset.open) document.getElementById(target.dataset.open).showModal();
   else if ("close" in target.dataset) target.closest("dialog").close();
   else showTab(target);

@@ -75,7 +75,7 @@ def test_two_versions_share_the_traffic_by_percentage(alice, versions, deployed)
 @pytest.mark.parametrize(
     ("change", "field", "code"),
     [
-        ({"canary": None, "canary_percent": 20}, "canary", "no_second"),
+        ({"canary": None, "canary_percent": 20}, "canary", "no_canary"),
         ({"canary": 1, "canary_percent": 0}, "canary_percent", ""),
         ({"canary": 1, "canary_percent": 100}, "canary_percent", ""),
         ({"canary": 0, "canary_percent": 50}, "canary", "same_version"),

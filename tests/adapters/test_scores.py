@@ -173,7 +173,7 @@ def test_without_a_significant_result_all_tested_metrics_are_named():
     )
     assert not verdict.is_significant
     assert_mentions(verdict.message, "v1", "v2", "exact match", "42%", "33%", "12 rows", "p = 1")
-    assert "also none on correct fields" in verdict.message
+    assert "none on correct fields either" in verdict.message
 
 
 def test_p_values_are_adjusted_for_all_metrics_tested():

@@ -297,7 +297,7 @@ def test_a_version_is_compared_with_its_parent_or_predecessor_by_default(run):
 def test_a_viewer_sees_who_can_merge_the_version(client, people, run):
     client.force_login(people["vera"])
     page = client.get(f"/adapters/{register_version(run).pk}").content.decode()
-    assert "the owner, alice, can merge" in page
+    assert "The owner, alice, a lead of the team" in page
     assert "Push to Hugging Face Hub" not in page
 
 

@@ -109,7 +109,7 @@ def test_a_file_with_faulty_rows_is_mapped_cleaned_and_launched(page, instance):
     page.get_by_role("link", name="New run with this").click(timeout=30_000)
     page.get_by_label("Max length").fill("80", timeout=120_000)
     expect(page.locator("#lock-max_length")).to_be_checked()
-    expect(page.locator("#summary")).to_contain_text("80 tokens")
+    expect(page.locator("#summary")).to_contain_text("80 tokens; longest row")
     wait_for_summary(page)
     page.get_by_role("button", name="Start run").click()
     page.wait_for_url(re.compile(r"/runs/\d+$"))

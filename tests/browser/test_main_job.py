@@ -34,7 +34,7 @@ def test_upload_train_watch_try_download(page, instance, tmp_path):
     ).to_be_visible(timeout=90_000)
     page.get_by_role("button", name="Save as a dataset").click()
     expect(
-        page.get_by_text("Invalid: 1 of 25 rows. Fix the file, or save without these rows.")
+        page.get_by_text("Invalid rows: 1 of 25. Fix the file, or save without these rows.")
     ).to_be_visible()
     page.get_by_label("Skip 1 invalid row").check()
     page.get_by_role("button", name="Save as a dataset").click()

@@ -426,7 +426,7 @@ def test_the_report_names_the_line_after_which_nothing_was_read(make_upload):
     content = b"prompt,completion\n" + b"a,b\n" * 9 + b'c,"never closed\n' + b"d,e\n" * 50
     upload = check_upload(make_upload("x.csv", content))
     assert upload.report["problems"]["unread_after"] == "line 11"
-    with raises_user_error(BadData, code="invalid_rows"):
+    with raises_user_error(BadData, code="invalid_rows", naming=("end of the file",)):
         uploads.request_save(upload, BuildOptions(), skip_faulty=False)
 
 

@@ -20,7 +20,7 @@ def test_signing_in_and_out(client, people):
 
 def test_a_failed_sign_in_does_not_reveal_whether_the_name_exists(client, people):
     wrong = [sign_in(client, name, "nope").content.decode() for name in ("alice", "nobody")]
-    assert all("Wrong user name or password" in page for page in wrong)
+    assert all("Wrong username or password" in page for page in wrong)
 
 
 def test_too_many_failed_sign_ins_are_blocked(client, people):

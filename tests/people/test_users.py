@@ -48,5 +48,3 @@ def test_deleting_requires_the_name_to_be_typed():
     with pytest.raises(UserError, match="Type the name Lights to delete it") as error_info:
         check_name_typed("lights", "Lights")
     assert error_info.value.field == "name"
-    with pytest.raises(UserError, match="to take it down"):
-        check_name_typed("", "halve", "take it down")

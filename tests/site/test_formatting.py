@@ -4,6 +4,7 @@ import json
 import shutil
 import subprocess
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -30,3 +31,14 @@ def test_the_javascript_modules_pass_their_own_tests(path):
         [node, "--test", str(path)], capture_output=True, text=True, timeout=120, check=False
     )
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_replies_and_tokens_are_escaped():
+    from snapml_site.templatetags import formatting as filters
+
+    markup = "<img src=x>"
+    cell = SimpleNamespace(pieces=[(markup, True), (markup, False)], is_empty=False)
+    assert markup not in filters.format_reply(cell)
+    row = {"spans": [{"kind": "t", "tokens": [markup]}], "more": 2}
+    assert markup not in filters.format_token_spans(row)
+    assert "&lt;img" in filters.format_token_spans(row)

@@ -113,7 +113,7 @@ def test_an_empty_folder_becomes_an_adapter_that_answers_in_the_trained_format(r
         expect(
             page.get_by_text(re.compile(r"forecast [\d.]+ [MG]B,\s+measured [\d.]+ [MG]B"))
         ).to_be_visible()
-        expect(page.get_by_text("Exact match").first).to_be_visible()
+        expect(page.get_by_text("Exact match on held-out data")).to_be_visible()
         take_screenshot(page, "run-finished")
 
         page.get_by_role("link", name="Try it").click()

@@ -233,10 +233,12 @@ def set_read_options(upload: Upload, options: Mapping[str, Any]) -> Upload:
         options.get("delimiter", current_format.delimiter),
         options.get("unit", current_format.unit),
     )
-    if delimiter not in DELIMITERS or unit not in UNITS:
+    if delimiter not in DELIMITERS:
         raise UserError(
             f"The delimiter must be one of {', '.join(DELIMITERS.values())}.", field="delimiter"
         )
+    if unit not in UNITS:
+        raise UserError(f"The unit must be one of {', '.join(UNITS)}.", field="unit")
     if upload.state in BUSY_STATES:
         raise Conflict("The upload is being processed. Wait until it is done.", code="busy")
     new_format = {
@@ -320,6 +322,8 @@ def request_save(upload: Upload, options: BuildOptions, *, skip_faulty: bool) ->
 def check_no_faulty_rows(report: dict[str, Any]) -> None:
     problems = report["problems"] if report else {"count": 0}
     if problems["count"]:
-        rows = f"{problems['count']:,} of {problems['count'] + report['rows']:,} rows"
+        rows = f"{problems['count']:,} of {problems['count'] + report['rows']:,}"
         unread = " The end of the file could not be read." if problems.get("unread_after") else ""
-        raise BadData(f"Invalid: {rows}.{unread} Fix the file, or save without these rows.", report)
+        raise BadData(
+            f"Invalid rows: {rows}.{unread} Fix the file, or save without these rows.", report
+        )

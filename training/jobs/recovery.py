@@ -14,7 +14,7 @@ from training.jobs.runner import fail_job, waiting_jobs
 from training.process_identity import get_host_name, get_process_name, is_alive
 
 RECOVERY_SECONDS = 1.0
-MAX_TRIES_MESSAGE = "The job failed {tries} times. See the worker's log."
+MAX_TRIES_MESSAGE = "The worker stopped responding {tries} times during this job. See its log."
 
 
 def recover_and_wake_jobs() -> None:

@@ -76,7 +76,7 @@ class ApiToken(models.Model):
 
 
 class SignInAttempts(models.Model):
-    """Failed sign-ins from one address, for one user name or for all, until `ends_at`."""
+    """Sign-in attempts from one address, for one username or for all, until `ends_at`."""
 
     key = models.CharField(max_length=64, primary_key=True)  # a SHA-256
     count = models.PositiveIntegerField(default=0)

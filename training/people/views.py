@@ -20,7 +20,7 @@ from training.people.models import Role, Scope
 from training.people.requests import AuthenticatedRequest, parse_id
 from training.people.sign_in_attempts import WINDOW_SECONDS, clear_attempts, count_attempt
 
-MAX_TRIES = 10  # for one user name from one address
+MAX_TRIES = 10  # for one username from one address
 MAX_TRIES_FROM_ONE_ADDRESS = 100
 
 
