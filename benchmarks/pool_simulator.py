@@ -33,7 +33,7 @@ class Interval:
 
 
 @dataclass
-class Job:
+class SimulatedRun:
     """A run and its remaining work. The scheduler knows only the estimate in `request`."""
 
     request: WaitingRun
@@ -42,14 +42,14 @@ class Job:
 
 
 class SimulatedPool:
-    """Runs jobs on simulated devices: submit, advance the clock, end, cancel."""
+    """Places runs on simulated devices: submit, advance the clock, end, cancel."""
 
     def __init__(self, state: PoolState, now: float = 0.0) -> None:
-        self.state = replace(state, running_jobs=(), waiting=())
+        self.state = replace(state, running=(), waiting=())
         self.devices = {device.id: device for device in state.devices}
         self.now = now
-        self.waiting: dict[int, Job] = {}
-        self.running: dict[int, tuple[Job, RunningRun]] = {}
+        self.waiting: dict[int, SimulatedRun] = {}
+        self.running: dict[int, tuple[SimulatedRun, RunningRun]] = {}
         self.evicting: dict[int, float] = {}  # Run -> end time
         self.ledger: list[Interval] = []
         self.finished: dict[int, float] = {}
@@ -61,30 +61,30 @@ class SimulatedPool:
         return cls(PoolState("simulated", devices, **choices))  # type: ignore[arg-type]
 
     def submit_run(self, request: WaitingRun, seconds: float) -> None:
-        self.waiting[request.run] = Job(replace(request, submitted=self.now), seconds)
+        self.waiting[request.run] = SimulatedRun(replace(request, submitted=self.now), seconds)
         self.run_admission()
 
     def run_admission(self) -> Decision:
         """Run one admission pass and apply its decision."""
-        decision = Scheduler(self.current_state()).admit_jobs(self.now)
-        for running_job in decision.starts:
-            job = self.waiting.pop(running_job.run)
-            self.running[running_job.run] = (job, running_job)
+        decision = Scheduler(self.current_state()).admit_runs(self.now)
+        for running_run in decision.starts:
+            simulated_run = self.waiting.pop(running_run.run)
+            self.running[running_run.run] = (simulated_run, running_run)
             self.ledger.append(
-                Interval(running_job.run, running_job.device_id, running_job.team, self.now)
+                Interval(running_run.run, running_run.device_id, running_run.team, self.now)
             )
-            if self.devices[running_job.device_id].reserved_for == running_job.run:
-                self.devices[running_job.device_id] = replace(
-                    self.devices[running_job.device_id], reserved_for=None
+            if self.devices[running_run.device_id].reserved_for == running_run.run:
+                self.devices[running_run.device_id] = replace(
+                    self.devices[running_run.device_id], reserved_for=None
                 )
         for run in decision.released_reservations:
             self.clear_reservations(run)
         for victim, preemptor in decision.evictions.items():
-            job, running_job = self.running[victim]
-            job.evicted_at.append(self.now)
+            simulated_run, running_run = self.running[victim]
+            simulated_run.evicted_at.append(self.now)
             self.evicting[victim] = self.now + EVICTION_GRACE_SECONDS
-            self.devices[running_job.device_id] = replace(
-                self.devices[running_job.device_id], reserved_for=preemptor
+            self.devices[running_run.device_id] = replace(
+                self.devices[running_run.device_id], reserved_for=preemptor
             )
         return decision
 
@@ -92,17 +92,17 @@ class SimulatedPool:
         return replace(
             self.state,
             devices=list(self.devices.values()),
-            running_jobs=[
+            running=[
                 replace(
-                    running_job,
+                    running_run,
                     is_evicting=run in self.evicting,
-                    expected_end=self.evicting.get(run, running_job.expected_end),
-                    is_protected=sum(at > self.now - DAY_SECONDS for at in job.evicted_at)
+                    expected_end=self.evicting.get(run, running_run.expected_end),
+                    is_protected=sum(at > self.now - DAY_SECONDS for at in simulated_run.evicted_at)
                     >= MAX_EVICTIONS_PER_DAY,
                 )
-                for run, (job, running_job) in self.running.items()
+                for run, (simulated_run, running_run) in self.running.items()
             ],
-            waiting=[job.request for job in self.waiting.values()],
+            waiting=[simulated_run.request for simulated_run in self.waiting.values()],
         )
 
     def run_until(self, until: float) -> None:
@@ -110,9 +110,10 @@ class SimulatedPool:
         while True:
             ends = {
                 run: min(
-                    running_job.started + job.remaining_seconds, self.evicting.get(run, math.inf)
+                    running_run.started + simulated_run.remaining_seconds,
+                    self.evicting.get(run, math.inf),
                 )
-                for run, (job, running_job) in self.running.items()
+                for run, (simulated_run, running_run) in self.running.items()
             }
             next_run = min(ends, key=lambda run: (ends[run], run), default=None)
             if next_run is None or ends[next_run] > until:
@@ -124,14 +125,14 @@ class SimulatedPool:
 
     def end_run(self, run: int, *, has_crashed: bool = False) -> None:
         """End a run now. It has finished, or it was evicted or has crashed and is queued again."""
-        job, running_job = self.running.pop(run)
+        simulated_run, running_run = self.running.pop(run)
         next(
             line for line in self.ledger if line.run == run and line.ended == math.inf
         ).ended = self.now
-        job.remaining_seconds -= self.now - running_job.started
+        simulated_run.remaining_seconds -= self.now - running_run.started
         is_evicted = self.evicting.pop(run, None) is not None
-        if job.remaining_seconds > 1e-9 and (is_evicted or has_crashed):
-            self.waiting[run] = job
+        if simulated_run.remaining_seconds > 1e-9 and (is_evicted or has_crashed):
+            self.waiting[run] = simulated_run
         else:
             self.finished[run] = self.now
         self.run_admission()

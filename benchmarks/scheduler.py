@@ -46,7 +46,7 @@ def make_pool_state(waiting: int) -> PoolState:
         )
         for n in range(DEVICES - 8)
     ]
-    pending = [
+    waiting_runs = [
         WaitingRun(
             run,
             user % TEAMS + 1,
@@ -62,7 +62,7 @@ def make_pool_state(waiting: int) -> PoolState:
     teams = {
         team: TeamQuota(f"team {team}", guaranteed=8, limit=40) for team in range(1, TEAMS + 1)
     }
-    return PoolState("pool", devices, running, pending, teams, runs_per_device=2, now=NOW)
+    return PoolState("pool", devices, running, waiting_runs, teams, runs_per_device=2, now=NOW)
 
 
 PRIORITIES = ("normal", "normal", "normal", "background")
@@ -84,7 +84,7 @@ def measure_fastest(action: Callable[[], object]) -> float:
 
 def run_pass(state: PoolState) -> None:
     scheduler = Scheduler(state)
-    explain_queue(scheduler, scheduler.admit_jobs(NOW).block_reasons)
+    explain_queue(scheduler, scheduler.admit_runs(NOW).block_reasons)
 
 
 def main() -> None:

@@ -46,7 +46,7 @@ def make_teams(nlp=2, vision=2, **changes):
 def explain_run(simulated, run):
     """The queue position and block reason of a waiting run."""
     scheduler = Scheduler(simulated.current_state())
-    block_reasons = scheduler.admit_jobs(simulated.now).block_reasons
+    block_reasons = scheduler.admit_runs(simulated.now).block_reasons
     return explain_queue(scheduler, block_reasons)[run]
 
 
@@ -174,9 +174,9 @@ def test_the_user_with_less_usage_comes_first_and_a_start_counts_at_once():
     waiting = [make_pending(run, user=5) for run in (1, 2)] + [
         make_pending(run, user=6, seconds=9000.0) for run in (3, 4, 5)
     ]
-    decision = Scheduler(PoolState("p", devices, waiting=waiting, users=people)).admit_jobs(0.0)
+    decision = Scheduler(PoolState("p", devices, waiting=waiting, users=people)).admit_runs(0.0)
     # After two starts of 9,000 s user 6 has used more than user 5
-    assert [job.run for job in decision.starts] == [
+    assert [started_run.run for started_run in decision.starts] == [
         3,
         4,
         1,
@@ -246,7 +246,7 @@ def test_nothing_starts_on_an_unavailable_device_or_in_a_pool_on_hold():
     )
     on_hold = PoolState("p", [DeviceState(0, 24 * GB)], waiting=[make_pending(1)], is_on_hold=True)
     for pool_state in (offline, on_hold):
-        assert not Scheduler(pool_state).admit_jobs(0.0).starts
+        assert not Scheduler(pool_state).admit_runs(0.0).starts
 
 
 def test_the_estimated_start_is_a_range():
@@ -306,7 +306,7 @@ def test_no_run_starts_on_its_reserved_device_while_that_is_unavailable():
         [DeviceState(0, 24 * GB, is_schedulable=False, reserved_for=1)],
         waiting=[make_pending(1)],
     )
-    decision = Scheduler(pool_state).admit_jobs(0.0)
+    decision = Scheduler(pool_state).admit_runs(0.0)
     assert not decision.starts
     assert decision.block_reasons[1].code == "checking_device"
 
@@ -318,9 +318,9 @@ def test_the_reservation_of_a_blocked_run_is_released():
         waiting=[make_pending(1), make_pending(2, VISION)],
         teams={NLP: TeamQuota("nlp", is_on_hold=True)},
     )
-    decision = Scheduler(pool_state).admit_jobs(0.0)
+    decision = Scheduler(pool_state).admit_runs(0.0)
     assert decision.released_reservations == [1]
-    assert [job.run for job in decision.starts] == [2]
+    assert [started_run.run for started_run in decision.starts] == [2]
 
 
 def test_a_background_run_does_not_pass_the_normal_run_of_another_user():
@@ -333,7 +333,7 @@ def test_a_background_run_does_not_pass_the_normal_run_of_another_user():
     pool_state = PoolState(
         "p", devices, [RunningRun(9, 0, VISION, 9, 0.0, 70 * GB, expected_end=50.0)], waiting
     )
-    assert [job.run for job in Scheduler(pool_state).admit_jobs(0.0).starts] == [3]
+    assert [started_run.run for started_run in Scheduler(pool_state).admit_runs(0.0).starts] == [3]
 
 
 def test_only_the_necessary_runs_are_evicted_from_a_shared_device():
@@ -350,8 +350,8 @@ def test_only_the_necessary_runs_are_evicted_from_a_shared_device():
 
 def explain_in_state(pool_state, run):
     scheduler = Scheduler(pool_state)
-    block = explain_queue(scheduler, scheduler.admit_jobs(pool_state.now).block_reasons)[run][1]
-    return block, get_hint(scheduler, scheduler.pending_jobs[run], block)
+    block = explain_queue(scheduler, scheduler.admit_runs(pool_state.now).block_reasons)[run][1]
+    return block, get_hint(scheduler, scheduler.waiting_runs[run], block)
 
 
 def test_memory_used_by_other_processes_is_not_available_and_is_the_reason():
@@ -360,7 +360,7 @@ def test_memory_used_by_other_processes_is_not_available_and_is_the_reason():
         [DeviceState(1, 24 * GB, used_by_others=6 * GB)],
         waiting=[WaitingRun(1, NLP, 1, 0.0, memory=20 * GB)],
     )
-    assert not Scheduler(pool_state).admit_jobs(0.0).starts
+    assert not Scheduler(pool_state).admit_runs(0.0).starts
     block, hint = explain_in_state(pool_state, 1)
     assert (block.code, block.details["used_by_others"]) == ("full", 6 * GB)
     assert "other processes" in hint
@@ -370,7 +370,7 @@ def test_memory_used_by_other_processes_is_not_available_and_is_the_reason():
     )
     assert (
         Scheduler(replace(pool_state, devices=[DeviceState(1, 24 * GB, used_by_others=4 * GB)]))
-        .admit_jobs(0.0)
+        .admit_runs(0.0)
         .starts
     )
 
@@ -383,7 +383,7 @@ def test_a_run_that_waits_for_memory_of_other_processes_does_not_block_others():
     pool_state = PoolState(
         "A100", [DeviceState(1, 24 * GB, used_by_others=10 * GB)], waiting=waiting
     )
-    assert [job.run for job in Scheduler(pool_state).admit_jobs(0.0).starts] == [2]
+    assert [started_run.run for started_run in Scheduler(pool_state).admit_runs(0.0).starts] == [2]
 
 
 def test_a_run_without_a_forecast_gets_a_whole_device_despite_other_processes():
@@ -392,11 +392,11 @@ def test_a_run_without_a_forecast_gets_a_whole_device_despite_other_processes():
         [DeviceState(1, 24 * GB, used_by_others=10 * GB)],
         waiting=[WaitingRun(1, NLP, 1, 0.0)],
     )
-    assert [job.run for job in Scheduler(pool_state).admit_jobs(0.0).starts] == [1]
+    assert [started_run.run for started_run in Scheduler(pool_state).admit_runs(0.0).starts] == [1]
 
 
 def test_a_reservation_is_the_reason_only_if_the_run_would_fit():
-    running_jobs = [
+    running = [
         RunningRun(8, 1, VISION, 3, 0.0, memory=4 * GB, expected_end=100.0),
         RunningRun(9, 2, VISION, 3, 0.0, memory=18 * GB, expected_end=500.0),
     ]
@@ -412,7 +412,7 @@ def test_a_reservation_is_the_reason_only_if_the_run_would_fit():
             DeviceState(2, 24 * GB),
             DeviceState(3, 24 * GB, is_schedulable=False),
         ],
-        running_jobs,
+        running,
         waiting,
         runs_per_device=2,
     )
@@ -460,11 +460,11 @@ def test_a_device_that_is_being_checked_is_not_reported_as_offline():
 
 
 def test_a_dry_run_simulates_evictions():
-    running_jobs = [RunningRun(9, 1, VISION, 3, -10_000.0, expected_end=50_000.0)]
+    running = [RunningRun(9, 1, VISION, 3, -10_000.0, expected_end=50_000.0)]
     before = PoolState(
         "A100",
         [DeviceState(1, 24 * GB)],
-        running_jobs,
+        running,
         [WaitingRun(1, NLP, 1, 0.0, seconds=60.0)],
         teams=make_teams(nlp=0, vision=0),
     )

@@ -54,8 +54,8 @@ class CheckedPool(SimulatedPool):
 
     def run_admission(self):
         team_counts = defaultdict(int)
-        for _, running_job in self.running.values():
-            team_counts[running_job.team] += 1
+        for _, running_run in self.running.values():
+            team_counts[running_run.team] += 1
         decision = super().run_admission()
         for start in decision.starts:
             quota = self.state.quota_for(start.team)
@@ -65,25 +65,26 @@ class CheckedPool(SimulatedPool):
             )
             assert not quota.is_on_hold
         for victim in decision.evictions:
-            job, running_job = self.running[victim]
-            assert self.now - running_job.started >= self.state.min_run_seconds
+            simulated_run, running_run = self.running[victim]
+            assert self.now - running_run.started >= self.state.min_run_seconds
             assert (
-                sum(at > self.now - DAY_SECONDS for at in job.evicted_at) <= MAX_EVICTIONS_PER_DAY
+                sum(at > self.now - DAY_SECONDS for at in simulated_run.evicted_at)
+                <= MAX_EVICTIONS_PER_DAY
             )
         self.check_devices()
         return decision
 
     def check_devices(self):
-        jobs_on = defaultdict(list)
-        for _, running_job in self.running.values():
-            jobs_on[running_job.device_id].append(running_job)
-        for device_id, current_jobs in jobs_on.items():
-            assert len(current_jobs) <= self.state.runs_per_device
-            assert len(current_jobs) == 1 or all(
-                running_job.memory is not None for running_job in current_jobs
+        runs_on = defaultdict(list)
+        for _, running_run in self.running.values():
+            runs_on[running_run.device_id].append(running_run)
+        for device_id, current_runs in runs_on.items():
+            assert len(current_runs) <= self.state.runs_per_device
+            assert len(current_runs) == 1 or all(
+                running_run.memory is not None for running_run in current_runs
             )
             assert (
-                sum(running_job.memory or 0 for running_job in current_jobs)
+                sum(running_run.memory or 0 for running_run in current_runs)
                 <= self.devices[device_id].total_bytes
             )
 

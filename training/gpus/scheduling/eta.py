@@ -39,30 +39,30 @@ def estimate_start_times(
     """
     scheduler = Scheduler(apply_slack(pool_state, now, slack))
     ends = [
-        (job.expected_end, job.run)
-        for job in scheduler.running_jobs.values()
-        if job.expected_end < math.inf
+        (running.expected_end, running.run)
+        for running in scheduler.running.values()
+        if running.expected_end < math.inf
     ]
     heapq.heapify(ends)
     starts_at: dict[int, float] = {}
     clock = now
     while True:
         # Admit at this moment, then queue the ends of the runs that started or leave
-        decision = scheduler.admit_jobs(clock, evict=evict, depth=BACKFILL_DEPTH)
+        decision = scheduler.admit_runs(clock, evict=evict, depth=BACKFILL_DEPTH)
         for run in decision.evictions:
             heapq.heappush(ends, (clock + EVICTION_GRACE_SECONDS, run))
-        for job in decision.starts:
-            starts_at[job.run] = clock
-            if job.expected_end < math.inf:
-                heapq.heappush(ends, (job.expected_end, job.run))
+        for running in decision.starts:
+            starts_at[running.run] = clock
+            if running.expected_end < math.inf:
+                heapq.heappush(ends, (running.expected_end, running.run))
         if not ends:
             return starts_at
         # Advance to the next end and release every run that ends by then
         clock = max(clock, ends[0][0])
         while ends and ends[0][0] <= clock:
             run = heapq.heappop(ends)[1]
-            if run in scheduler.running_jobs:  # an evicted run has a second, later end
-                scheduler.release_job(run)
+            if run in scheduler.running:  # an evicted run has a second, later end
+                scheduler.release_run(run)
 
 
 def estimate_start_ranges(pool_state: PoolState, now: float) -> dict[int, StartRange]:
@@ -79,16 +79,16 @@ def estimate_start_ranges(pool_state: PoolState, now: float) -> dict[int, StartR
 def apply_slack(pool_state: PoolState, now: float, slack: float) -> PoolState:
     """A copy in which every remaining duration is `slack` times as long."""
 
-    def delay_end(job: RunningRun) -> RunningRun:
-        return replace(job, expected_end=now + max(0.0, job.expected_end - now) * slack)
+    def delay_end(running: RunningRun) -> RunningRun:
+        return replace(running, expected_end=now + max(0.0, running.expected_end - now) * slack)
 
     waiting = [
-        replace(pending, is_retry_due=True, seconds=pending.seconds * slack)
-        for pending in pool_state.waiting
+        replace(waiting_run, is_retry_due=True, seconds=waiting_run.seconds * slack)
+        for waiting_run in pool_state.waiting
     ]
     return replace(
         pool_state,
-        running_jobs=[delay_end(job) for job in pool_state.running_jobs],
+        running=[delay_end(running) for running in pool_state.running],
         waiting=waiting,
     )
 
@@ -103,11 +103,11 @@ def compare_start_times(
         estimate_start_times(pool_state, now, evict=True) for pool_state in (before, after)
     )
     shifts = {}
-    for pending in before.waiting:
+    for waiting_run in before.waiting:
         start_before, start_after = (
-            starts_before.get(pending.run, math.inf),
-            starts_after.get(pending.run, math.inf),
+            starts_before.get(waiting_run.run, math.inf),
+            starts_after.get(waiting_run.run, math.inf),
         )
         if start_before != start_after:
-            shifts[pending.run] = (start_before, start_after)
+            shifts[waiting_run.run] = (start_before, start_after)
     return shifts

@@ -51,7 +51,7 @@ def load_pool_state(
     return PoolState(
         pool=pool.name,
         devices=device_states,
-        running_jobs=load_running_jobs(allocations, now, ends),
+        running=load_running_runs(allocations, now, ends),
         waiting=waiting,
         teams={
             quota.team_id or NO_TEAM: team_quota
@@ -85,7 +85,7 @@ def load_static_limits(pool: Pool, team: int) -> PoolState:
     )
 
 
-def load_running_jobs(
+def load_running_runs(
     allocations: Sequence[Allocation], now: datetime, ends: Mapping[int, float]
 ) -> list[RunningRun]:
     recent_evictions = Allocation.objects.filter(

@@ -22,8 +22,8 @@ class PlacementState:
     def __init__(self, pool_state: PoolState) -> None:
         self.pool_state = pool_state
         self.devices = {device.id: device for device in pool_state.devices}
-        self.jobs_on: dict[int, list[RunningRun]] = {device.id: [] for device in pool_state.devices}
-        self.running_jobs: dict[int, RunningRun] = {}
+        self.runs_on: dict[int, list[RunningRun]] = {device.id: [] for device in pool_state.devices}
+        self.running: dict[int, RunningRun] = {}
         # Runs by team. Only `team_running` counts against the guarantee.
         self.team_running: dict[int, int] = defaultdict(int)
         self.team_background: dict[int, int] = defaultdict(int)
@@ -48,44 +48,45 @@ class PlacementState:
             for device in pool_state.devices
             if device.reserved_for is not None
         }
-        for job in pool_state.running_jobs:
-            self.add_job(job, since=pool_state.now)
+        for running in pool_state.running:
+            self.add_run(running, since=pool_state.now)
         for device in pool_state.devices:
             self.reindex_device(device.id)
 
-    def add_job(self, job: RunningRun, since: float) -> None:
+    def add_run(self, running: RunningRun, since: float) -> None:
         """Add a run. Its time before `since` is already in the ledger."""
-        self.jobs_on[job.device_id].append(job)
+        self.runs_on[running.device_id].append(running)
         self._idle_used_bytes = None
-        self.running_jobs[job.run] = job
-        counts = self.team_background if job.priority == "background" else self.team_running
-        counts[job.team] += 1
-        self.user_running[job.user] += 1
-        remaining = job.expected_end - since
+        self.running[running.run] = running
+        counts = self.team_background if running.priority == "background" else self.team_running
+        counts[running.team] += 1
+        self.user_running[running.user] += 1
+        remaining = running.expected_end - since
         if remaining < math.inf:
-            self.committed_seconds["team", job.team] += max(0.0, remaining)
-            self.committed_seconds["user", job.user] += max(0.0, remaining)
+            self.committed_seconds["team", running.team] += max(0.0, remaining)
+            self.committed_seconds["user", running.user] += max(0.0, remaining)
 
-    def remove_job(self, run: int) -> RunningRun:
+    def remove_run(self, run: int) -> RunningRun:
         """Remove a run that has left its device."""
-        job = self.running_jobs.pop(run)
-        self.jobs_on[job.device_id].remove(job)
+        running = self.running.pop(run)
+        self.runs_on[running.device_id].remove(running)
         self._idle_used_bytes = None
-        counts = self.team_background if job.priority == "background" else self.team_running
-        counts[job.team] -= 1
-        self.user_running[job.user] -= 1
-        self.reindex_device(job.device_id)
-        return job
+        counts = self.team_background if running.priority == "background" else self.team_running
+        counts[running.team] -= 1
+        self.user_running[running.user] -= 1
+        self.reindex_device(running.device_id)
+        return running
 
     def get_free_bytes(self, device_id: int) -> int:
         """Bytes that no run has reserved. A run without a forecast reserves the whole device."""
         return self.devices[device_id].free_bytes - sum(
-            job.memory or self.devices[device_id].total_bytes for job in self.jobs_on[device_id]
+            running.memory or self.devices[device_id].total_bytes
+            for running in self.runs_on[device_id]
         )
 
     def can_fit(
         self,
-        pending: WaitingRun,
+        waiting_run: WaitingRun,
         device_id: int,
         *,
         without: Iterable[RunningRun] = (),
@@ -95,15 +96,18 @@ class PlacementState:
         `reserved_bytes` stay free.
         """
         excluded = set(without)
-        current_jobs = [job for job in self.jobs_on[device_id] if job not in excluded]
-        if not current_jobs and not reserved_bytes:
-            return pending.memory is None or pending.memory <= self.devices[device_id].free_bytes
-        if pending.memory is None or any(job.memory is None for job in current_jobs):
+        current_runs = [running for running in self.runs_on[device_id] if running not in excluded]
+        if not current_runs and not reserved_bytes:
+            return (
+                waiting_run.memory is None
+                or waiting_run.memory <= self.devices[device_id].free_bytes
+            )
+        if waiting_run.memory is None or any(running.memory is None for running in current_runs):
             return False
-        used_bytes = sum(job.memory or 0 for job in current_jobs) + reserved_bytes
+        used_bytes = sum(running.memory or 0 for running in current_runs) + reserved_bytes
         return (
-            len(current_jobs) + bool(reserved_bytes) < self.pool_state.runs_per_device
-            and used_bytes + pending.memory <= self.devices[device_id].free_bytes
+            len(current_runs) + bool(reserved_bytes) < self.pool_state.runs_per_device
+            and used_bytes + waiting_run.memory <= self.devices[device_id].free_bytes
         )
 
     def begin_eviction(
@@ -111,52 +115,53 @@ class PlacementState:
     ) -> None:
         """Set runs to evicting and reserve their device for another run."""
         victim_set = set(victims)
-        self.jobs_on[device_id] = [
-            replace(job, is_evicting=True) if job in victim_set else job
-            for job in self.jobs_on[device_id]
+        self.runs_on[device_id] = [
+            replace(running, is_evicting=True) if running in victim_set else running
+            for running in self.runs_on[device_id]
         ]
-        self.running_jobs |= {job.run: job for job in self.jobs_on[device_id]}
+        self.running |= {running.run: running for running in self.runs_on[device_id]}
         self.devices[device_id] = replace(self.devices[device_id], reserved_for=reserve_for)
         self.reserved_devices[reserve_for] = device_id
         self.reindex_device(device_id)
 
-    def estimate_available_at(self, pending: WaitingRun, device: DeviceState) -> float:
+    def estimate_available_at(self, waiting_run: WaitingRun, device: DeviceState) -> float:
         """When enough runs on the device should have ended for this one to fit. Cached until the
         device changes.
         """
         cached = self.available_at_cache[device.id]
-        if pending.memory not in cached:
-            cached[pending.memory] = self._compute_available_at(pending, device)
-        return cached[pending.memory]
+        if waiting_run.memory not in cached:
+            cached[waiting_run.memory] = self._compute_available_at(waiting_run, device)
+        return cached[waiting_run.memory]
 
-    def _compute_available_at(self, pending: WaitingRun, device: DeviceState) -> float:
-        current_jobs = sorted(self.jobs_on[device.id], key=lambda job: job.expected_end)
-        if not current_jobs:
+    def _compute_available_at(self, waiting_run: WaitingRun, device: DeviceState) -> float:
+        current_runs = sorted(self.runs_on[device.id], key=lambda running: running.expected_end)
+        if not current_runs:
             return -math.inf
-        if pending.memory is None or self.pool_state.runs_per_device == 1:
-            return current_jobs[-1].expected_end
-        free_bytes, num_remaining = self.get_free_bytes(device.id), len(current_jobs)
-        for job in current_jobs:
+        if waiting_run.memory is None or self.pool_state.runs_per_device == 1:
+            return current_runs[-1].expected_end
+        free_bytes, num_remaining = self.get_free_bytes(device.id), len(current_runs)
+        for running in current_runs:
             free_bytes, num_remaining = (
-                free_bytes + (job.memory or device.total_bytes),
+                free_bytes + (running.memory or device.total_bytes),
                 num_remaining - 1,
             )
-            if free_bytes >= pending.memory and num_remaining < self.pool_state.runs_per_device:
-                return job.expected_end
+            if free_bytes >= waiting_run.memory and num_remaining < self.pool_state.runs_per_device:
+                return running.expected_end
         return math.inf
 
-    def get_capacity_details(self, pending: WaitingRun) -> dict[str, float | int | str]:
+    def get_capacity_details(self, waiting_run: WaitingRun) -> dict[str, float | int | str]:
         """The figures for the message that no device is free (wait_messages.py)."""
         idle_used_bytes = self.get_idle_used_bytes()
         return {
-            "required_bytes": pending.memory or 0,
+            "required_bytes": waiting_run.memory or 0,
             "devices": self.num_schedulable,
             "idle_devices": len(idle_used_bytes),
             "used_by_others": min(idle_used_bytes, default=0),
             "unavailable_devices": len(self.devices) - self.num_schedulable,
-            "team": self.pool_state.quota_for(pending.team).name,
-            "team_running": self.team_running[pending.team] + self.team_background[pending.team],
-            "guaranteed": self.pool_state.quota_for(pending.team).guaranteed,
+            "team": self.pool_state.quota_for(waiting_run.team).name,
+            "team_running": self.team_running[waiting_run.team]
+            + self.team_background[waiting_run.team],
+            "guaranteed": self.pool_state.quota_for(waiting_run.team).guaranteed,
         }
 
     def get_idle_used_bytes(self) -> list[int]:
@@ -168,7 +173,7 @@ class PlacementState:
             self._idle_used_bytes = [
                 device.used_by_others
                 for device in self.devices.values()
-                if device.is_schedulable and not self.jobs_on[device.id]
+                if device.is_schedulable and not self.runs_on[device.id]
             ]
         return self._idle_used_bytes
 
@@ -189,10 +194,10 @@ class PlacementState:
 
     def has_slot(self, device_id: int) -> bool:
         """Whether the device could take one more run that is small enough."""
-        current_jobs = self.jobs_on[device_id]
+        current_runs = self.runs_on[device_id]
         if not self.devices[device_id].is_schedulable:
             return False
-        return not current_jobs or (
-            len(current_jobs) < self.pool_state.runs_per_device
-            and all(job.memory is not None for job in current_jobs)
+        return not current_runs or (
+            len(current_runs) < self.pool_state.runs_per_device
+            and all(running.memory is not None for running in current_runs)
         )

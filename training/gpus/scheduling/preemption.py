@@ -14,7 +14,7 @@ from training.gpus.scheduling.state import RunningRun, WaitingRun
 
 
 def find_victims(
-    placement: PlacementState, pending: WaitingRun, now: float
+    placement: PlacementState, waiting_run: WaitingRun, now: float
 ) -> tuple[int, list[RunningRun]] | None:
     """Return the device and the runs to evict from it, or None if no eviction would help."""
     preemptible = find_preemptible(placement, now)
@@ -24,24 +24,24 @@ def find_victims(
             continue
         # Add victims until the run fits
         victims: list[RunningRun] = []
-        for job in sorted(
-            (job for job in placement.jobs_on[device.id] if job.run in preemptible),
+        for running in sorted(
+            (running for running in placement.runs_on[device.id] if running.run in preemptible),
             key=_eviction_order,
         ):
-            if placement.can_fit(pending, device.id, without=victims):
+            if placement.can_fit(waiting_run, device.id, without=victims):
                 break
-            victims.append(job)
-        if not victims or not placement.can_fit(pending, device.id, without=victims):
+            victims.append(running)
+        if not victims or not placement.can_fit(waiting_run, device.id, without=victims):
             continue
         # A later, larger victim can make an earlier one unnecessary
-        for job in list(victims):
-            rest = [other for other in victims if other is not job]
-            if placement.can_fit(pending, device.id, without=rest):
+        for running in list(victims):
+            rest = [other for other in victims if other is not running]
+            if placement.can_fit(waiting_run, device.id, without=rest):
                 victims = rest
         cost = (
             len(victims),
-            sum(job.priority != "background" for job in victims),
-            -min(job.started for job in victims),
+            sum(running.priority != "background" for running in victims),
+            -min(running.started for running in victims),
         )
         if best is None or cost < best[0]:
             best = (cost, device.id, victims)
@@ -54,29 +54,33 @@ def find_preemptible(placement: PlacementState, now: float) -> set[int]:
     """
     by_team: dict[int, list[RunningRun]] = {}
     preemptible = set()
-    for job in placement.running_jobs.values():
-        if job.is_evicting or job.priority == "urgent":
+    for running in placement.running.values():
+        if running.is_evicting or running.priority == "urgent":
             continue
-        if job.priority == "background":
-            preemptible.add(job.run)
+        if running.priority == "background":
+            preemptible.add(running.run)
         else:
-            by_team.setdefault(job.team, []).append(job)
-    for team, jobs in by_team.items():
+            by_team.setdefault(running.team, []).append(running)
+    for team, team_runs in by_team.items():
         urgent_count = sum(
-            job.team == team and job.priority == "urgent" for job in placement.running_jobs.values()
+            running.team == team and running.priority == "urgent"
+            for running in placement.running.values()
         )
-        num_excess = len(jobs) + urgent_count - placement.pool_state.quota_for(team).guaranteed
+        num_excess = len(team_runs) + urgent_count - placement.pool_state.quota_for(team).guaranteed
         preemptible |= {
-            job.run for job in sorted(jobs, key=lambda job: -job.started)[: max(0, num_excess)]
+            running.run
+            for running in sorted(team_runs, key=lambda running: -running.started)[
+                : max(0, num_excess)
+            ]
         }
     return {
         run
         for run in preemptible
-        if not placement.running_jobs[run].is_protected
-        and now - placement.running_jobs[run].started >= placement.pool_state.min_run_seconds
+        if not placement.running[run].is_protected
+        and now - placement.running[run].started >= placement.pool_state.min_run_seconds
     }
 
 
-def _eviction_order(job: RunningRun) -> tuple[bool, float]:
+def _eviction_order(running: RunningRun) -> tuple[bool, float]:
     """Background runs first, then the newest."""
-    return (job.priority != "background", -job.started)
+    return (running.priority != "background", -running.started)

@@ -114,7 +114,7 @@ class PoolState:
 
     pool: str
     devices: Sequence[DeviceState]
-    running_jobs: Sequence[RunningRun] = ()
+    running: Sequence[RunningRun] = ()
     waiting: Sequence[WaitingRun] = ()
     teams: Mapping[int, TeamQuota] = field(default_factory=dict)
     users: Mapping[int, UserUsage] = field(default_factory=dict)

@@ -128,7 +128,7 @@ def format_block_reason(block: BlockReason, pool_state: PoolState) -> str:
     return REASON_MESSAGES[block.code](block.details, pool_state)
 
 
-def get_hint(scheduler: Scheduler, pending: WaitingRun, block: BlockReason) -> str:
+def get_hint(scheduler: Scheduler, waiting_run: WaitingRun, block: BlockReason) -> str:
     """What would make the run start sooner, as far as the pool's state shows; else empty."""
     if block.code in HINTS:
         return HINTS[block.code]
@@ -140,14 +140,14 @@ def get_hint(scheduler: Scheduler, pending: WaitingRun, block: BlockReason) -> s
         )
     if (
         block.code in ("full", "reserved")
-        and pending.memory
-        and 0 < free_bytes < pending.memory
+        and waiting_run.memory
+        and 0 < free_bytes < waiting_run.memory
         and scheduler.pool_state.runs_per_device > 1
     ):
         return f"With at most {format_bytes(free_bytes)} it would fit next to another run now."
-    if pending.priority == "background":
+    if waiting_run.priority == "background":
         return "With normal priority it would come before all background runs."
-    if block.code in ("full", "reserved", "behind") and pending.priority == "normal":
+    if block.code in ("full", "reserved", "behind") and waiting_run.priority == "normal":
         return "Choose a pool with a free device, or ask an admin for urgent priority."
     return ""
 
@@ -178,16 +178,16 @@ def explain_queue(
     `block_reasons` are those of the last pass. Runs that the pass did not reach get a reason here.
     """
     explained = {}
-    for position, pending in enumerate(iter_queue_order(scheduler), start=1):
-        block = block_reasons.get(pending.run)
+    for position, waiting_run in enumerate(iter_queue_order(scheduler), start=1):
+        block = block_reasons.get(waiting_run.run)
         if scheduler.pool_state.is_on_hold:
             block = BlockReason("pool_on_hold")
         elif not scheduler.num_schedulable and (block is None or block.code == "full"):
             block = BlockReason("no_devices")
-        explained[pending.run] = (
+        explained[waiting_run.run] = (
             position,
             block
-            or scheduler.find_quota_block(pending)
+            or scheduler.find_quota_block(waiting_run)
             or BlockReason("behind", {"ahead": position - 1}),
         )
     return explained

@@ -64,25 +64,25 @@ def admit_in_pool(
     waiting = get_waiting_runs(pool)
     if not waiting:
         return []
-    decision = Scheduler(build_pool_state(pool, waiting, now, typical_durations)).admit_jobs(
+    decision = Scheduler(build_pool_state(pool, waiting, now, typical_durations)).admit_runs(
         now.timestamp()
     )
     apply_decision(decision, {run.pk: run for run in waiting})
-    return [job.run for job in decision.starts]
+    return [started_run.run for started_run in decision.starts]
 
 
 def apply_decision(decision: Decision, runs: dict[int, Run]) -> None:
     """Store the starts, released reservations and evictions of a pass."""
     devices = Device.objects.select_related("host").in_bulk(
-        [job.device_id for job in decision.starts]
+        [started_run.device_id for started_run in decision.starts]
     )
-    for job in decision.starts:
-        run = runs[job.run]
+    for started_run in decision.starts:
+        run = runs[started_run.run]
         allocation_request = allocations.AllocationRequest(
-            run.pk, run.name, run.owner, run.team, run.priority, job.memory
+            run.pk, run.name, run.owner, run.team, run.priority, started_run.memory
         )
-        allocations.reserve_device(devices[job.device_id], allocation_request)
-        assignment = {"device": str(devices[job.device_id])}
+        allocations.reserve_device(devices[started_run.device_id], allocation_request)
+        assignment = {"device": str(devices[started_run.device_id])}
         Run.objects.filter(pk=run.pk).update(queue_info=assignment, revision=F("revision") + 1)
     Device.objects.filter(reserved_for__in=decision.released_reservations).update(reserved_for=None)
     for victim, preemptor in decision.evictions.items():
@@ -123,13 +123,13 @@ def build_pool_state(
     running = Run.objects.filter(pool=pool, state__in=ACTIVE).defer(
         "config", "start_info", "auto_plan", "sparkline"
     )
-    pending_jobs = [build_pending_job(run, now, typical_durations) for run in waiting]
+    waiting_runs = [build_waiting_run(run, now, typical_durations) for run in waiting]
     return load_pool_state(
-        pool, now, pending_jobs, durations.estimate_ends(running, typical_durations, now)
+        pool, now, waiting_runs, durations.estimate_ends(running, typical_durations, now)
     )
 
 
-def build_pending_job(
+def build_waiting_run(
     run: Run, now: datetime, typical_durations: dict[durations.RunKind, durations.TypicalDuration]
 ) -> WaitingRun:
     return WaitingRun(

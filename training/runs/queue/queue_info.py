@@ -69,9 +69,9 @@ def refresh_queue() -> None:
 def update_wait_reasons(waiting: Iterable[Run], pool_state: PoolState, now: datetime) -> None:
     """Store position, reason, hint and estimated start of every waiting run. Admits nothing."""
     scheduler = Scheduler(pool_state)
-    explained = explain_queue(scheduler, scheduler.admit_jobs(now.timestamp()).block_reasons)
+    explained = explain_queue(scheduler, scheduler.admit_runs(now.timestamp()).block_reasons)
     start_ranges = eta_throttle.get_ranges(pool_state)
-    pending_jobs = {pending.run: pending for pending in pool_state.waiting}
+    waiting_runs = {waiting_run.run: waiting_run for waiting_run in pool_state.waiting}
     for run in waiting:
         if run.pk not in explained:
             continue  # it gets a device in the next pass
@@ -82,7 +82,7 @@ def update_wait_reasons(waiting: Iterable[Run], pool_state: PoolState, now: date
             "total": len(explained),
             "code": block.code,
             "reason": format_block_reason(block, pool_state),
-            "hint": get_hint(scheduler, pending_jobs[run.pk], block),
+            "hint": get_hint(scheduler, waiting_runs[run.pk], block),
             "earliest": start_range and start_range.earliest,
             "latest": start_range.latest if start_range and start_range.latest < math.inf else None,
         }
