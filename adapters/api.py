@@ -16,7 +16,7 @@ from adapters.models import AdapterVersion
 from adapters.registry import actions, continue_training, imports, services
 from training.catalog.models import BaseModel
 from training.datasets.permissions import get_visible_version
-from training.errors import NotFound, UserError
+from training.errors import UserError
 from training.people.pagination import Pagination
 from training.people.permissions import get_changeable, get_visible
 from training.people.requests import AuthenticatedRequest
@@ -206,8 +206,6 @@ def continue_from(request: AuthenticatedRequest, adapter_id: int, body: Continue
         AdapterVersion, request.user, adapter_id, "base_model", "data__dataset__team"
     )
     data = get_visible_version(request.user, body.data) if body.data is not None else None
-    if body.data is not None and data is None:
-        raise NotFound("Dataset version not found.", field="data")
     run = continue_training.continue_from(
         request.user, version, data=data, changes=body.settings, name=body.name
     )

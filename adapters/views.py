@@ -17,12 +17,12 @@ from adapters.models import AdapterVersion, Deployment, file_stem
 from adapters.registry import actions
 from adapters.registry.services import stream_zip
 from adapters.serving import playground
-from training.datasets.permissions import get_visible_version
+from training.datasets.permissions import find_visible_version
 from training.datasets.preview import get_random_prompt
 from training.errors import NotFound, UserError, to_one_line
 from training.people.permissions import get_visible
 from training.people.requests import AuthenticatedRequest, async_chunks
-from training.runs.metrics.comparison import flatten_settings
+from training.runs.metrics.comparison import flatten_dict
 
 MAX_BODY_BYTES = 200_000
 VERSIONS_PER_PAGE = 100
@@ -75,7 +75,7 @@ def show_adapter(request: AuthenticatedRequest, adapter_id: int) -> HttpResponse
         "deployed_as": actions.find_deployments(version),
         "deployments": changeable_deployments,
         "votes": votes.get_overall_win_rate(version),
-        "settings": flatten_settings(version.provenance.get("settings", {})),
+        "settings": flatten_dict(version.provenance.get("settings", {})),
         "suggested": actions.SUGGESTED_TAGS,
         **get_export_context(version),
     }
@@ -98,7 +98,7 @@ def show_held_out_prompt(request: AuthenticatedRequest, adapter_id: int) -> Http
 def get_held_out_prompt(request: AuthenticatedRequest, adapter_id: int) -> dict[str, Any]:
     """A random held-out prompt of the adapter's data, with its expected answer."""
     version = get_visible(AdapterVersion, request.user, adapter_id)
-    data = get_visible_version(request.user, version.data_id) if version.data_id else None
+    data = find_visible_version(request.user, version.data_id) if version.data_id else None
     row = get_random_prompt(data) if data else None
     if row is None:
         raise NotFound("The data of this adapter was deleted or is not shared with you.")

@@ -22,7 +22,7 @@ from adapters.evaluation.significance import build_verdicts
 from adapters.evaluation.views import ComparisonParams, get_replies, parse_params
 from adapters.models import AdapterVersion, PromptSet, Reply
 from training.datasets.permissions import get_visible_version
-from training.errors import NotFound, UserError
+from training.errors import UserError
 from training.people.pagination import Pagination
 from training.people.permissions import get_changeable, get_visible
 from training.people.requests import AuthenticatedRequest
@@ -110,8 +110,6 @@ def create_prompts(request: AuthenticatedRequest, body: PromptsIn) -> Any:
     if body.data is None:
         raise UserError("Set `data` or `text`.", field="data")
     data = get_visible_version(request.user, body.data)
-    if data is None:
-        raise NotFound("Dataset version not found.", field="data")
     return 201, prompt_sets.draw_prompts(request.user, data, body.count)
 
 

@@ -20,7 +20,7 @@ from training.engine.methods import METHODS
 from training.errors import NotFound, UserError
 from training.jobs.models import OPEN_STATES, Job
 from training.people.permissions import get_changeable, get_visible
-from training.people.requests import AuthenticatedRequest, parse_id
+from training.people.requests import AuthenticatedRequest, parse_int_or_zero
 from training.runs.models import Sweep
 from training.runs.states import UNFINISHED
 from training.runs.status import get_run_status
@@ -56,13 +56,13 @@ def get_form_context(request: AuthenticatedRequest) -> dict[str, Any]:
 
 
 def launch_from_form(request: AuthenticatedRequest) -> Sweep:
-    base = BaseModel.objects.filter(pk=parse_id(request.POST.get("model", ""))).first()
-    data = get_visible_version(request.user, parse_id(request.POST.get("data", "")))
-    if base is None or data is None:
-        raise NotFound("Base model or data not found.", field="data" if base else "model")
+    base = BaseModel.objects.filter(pk=parse_int_or_zero(request.POST.get("model", ""))).first()
+    if base is None:
+        raise NotFound("Base model not found.", field="model")
+    data = get_visible_version(request.user, parse_int_or_zero(request.POST.get("data", "")))
     defaults = benchmark.Budget()
     budget = {
-        name: parse_id(request.POST.get(name, "")) or getattr(defaults, name)
+        name: parse_int_or_zero(request.POST.get(name, "")) or getattr(defaults, name)
         for name in ("max_steps", "max_tokens_per_batch", "max_length")
     }
     return benchmark.launch_benchmark(

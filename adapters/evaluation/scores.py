@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
-from training.runs.metrics.comparison import flatten_settings
+from training.runs.metrics.comparison import flatten_dict
 
 
 @dataclass(frozen=True)
@@ -107,8 +107,8 @@ def compute_json_scores(reply: str, expected: str) -> dict[str, float]:
     if not isinstance(reply_value, dict | list):
         return {"json_valid": 0.0, "fields": 0.0}
     expected_fields, reply_fields = (
-        flatten_settings({"": expected_value}),
-        flatten_settings({"": reply_value}),
+        flatten_dict({"": expected_value}),
+        flatten_dict({"": reply_value}),
     )
     return {
         "json_valid": 1.0,

@@ -31,7 +31,7 @@ from training.engine.metrics import metrics_as_dicts
 from training.errors import NotFound, UserError
 from training.jobs.models import Job, JobState
 from training.people.permissions import get_changeable, get_visible
-from training.people.requests import AuthenticatedRequest, parse_id
+from training.people.requests import AuthenticatedRequest, parse_int_or_zero
 from training.runs.metrics import comparison
 from training.runs.models import Run
 
@@ -83,7 +83,7 @@ def parse_params(request: AuthenticatedRequest, form: QueryDict) -> ComparisonPa
     """Raises UserError for too few or too many versions, NotFound for one that the user may not
     see.
     """
-    version_ids = list(dict.fromkeys(parse_id(text) for text in form.getlist("v")))
+    version_ids = list(dict.fromkeys(parse_int_or_zero(text) for text in form.getlist("v")))
     if not MIN_VERSIONS <= len(version_ids) <= MAX_VERSIONS:
         raise UserError(
             f"Choose {MIN_VERSIONS} to {MAX_VERSIONS} versions to compare; got {len(version_ids)}.",
@@ -96,13 +96,13 @@ def parse_params(request: AuthenticatedRequest, form: QueryDict) -> ComparisonPa
     )
     if len(rows) < len(version_ids):
         raise NotFound("One of these versions was not found.")
-    prompts_id = parse_id(form.get("prompts", ""))
+    prompts_id = parse_int_or_zero(form.get("prompts", ""))
     prompts = get_visible(PromptSet, request.user, prompts_id) if prompts_id else None
     return ComparisonParams(
         [rows[pk] for pk in version_ids],
         prompts,
         form.get("order", "row"),
-        max(1, parse_id(form.get("page", "1"))),
+        max(1, parse_int_or_zero(form.get("page", "1"))),
     )
 
 
@@ -225,11 +225,9 @@ def request_replies(request: AuthenticatedRequest) -> HttpResponse:
             request.user, request.POST["text"], request.POST.get("name", "")
         )
     elif prompts is None and request.POST.get("data"):
-        data = get_visible_version(request.user, parse_id(request.POST["data"]))
-        if data is None:
-            raise NotFound("Dataset version not found.")
+        data = get_visible_version(request.user, parse_int_or_zero(request.POST["data"]))
         prompts = prompt_sets.draw_prompts(
-            request.user, data, parse_id(request.POST.get("count", ""))
+            request.user, data, parse_int_or_zero(request.POST.get("count", ""))
         )
     if prompts is None:
         raise UserError(
@@ -276,9 +274,9 @@ def parse_pair(
     """Raises NotFound for something that the user may not see, UserError if the two versions are
     the same.
     """
-    prompts = get_visible(PromptSet, request.user, parse_id(form.get("prompts", "")))
+    prompts = get_visible(PromptSet, request.user, parse_int_or_zero(form.get("prompts", "")))
     first, second = (
-        get_visible(AdapterVersion, request.user, parse_id(form.get(name, "")))
+        get_visible(AdapterVersion, request.user, parse_int_or_zero(form.get(name, "")))
         for name in ("first", "second")
     )
     if first.pk == second.pk:
@@ -320,7 +318,7 @@ def cast_vote(request: AuthenticatedRequest) -> HttpResponse:
         request.user,
         prompts,
         (first, second),
-        parse_id(request.POST.get("row", "")),
+        parse_int_or_zero(request.POST.get("row", "")),
         request.POST.get("choice", ""),
     )
     query = f"prompts={prompts.pk}&first={first.pk}&second={second.pk}"

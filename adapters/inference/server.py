@@ -64,7 +64,7 @@ class Server:
         ]
         return JSONResponse({"object": "list", "data": entries})
 
-    async def create_chat(self, request: Request) -> Response:
+    async def answer_chat(self, request: Request) -> Response:
         return await self.answer_request(request, chat=True)
 
     async def create_completion(self, request: Request) -> Response:
@@ -147,7 +147,7 @@ def make_app(request_queue: RequestQueue, token: str) -> Starlette:
     routes = [
         Route("/health", server.get_health),
         Route("/v1/models", openai_errors(server.list_models)),
-        Route("/v1/chat/completions", openai_errors(server.create_chat), methods=["POST"]),
+        Route("/v1/chat/completions", openai_errors(server.answer_chat), methods=["POST"]),
         Route("/v1/completions", openai_errors(server.create_completion), methods=["POST"]),
     ]
     return Starlette(routes=routes)

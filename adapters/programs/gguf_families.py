@@ -19,12 +19,12 @@ class Family:
     architecture: gguf.MODEL_ARCH
     activation: str = "silu"  # the only one that llama.cpp has for this family
     # For RoPE llama.cpp pairs neighboring dimensions; transformers pairs the halves of a head.
-    has_interleaved_rope: bool = False
+    is_llama: bool = False
 
 
 FAMILIES = {  # by transformers' model_type
-    "llama": Family(gguf.MODEL_ARCH.LLAMA, has_interleaved_rope=True),
-    "mistral": Family(gguf.MODEL_ARCH.LLAMA, has_interleaved_rope=True),
+    "llama": Family(gguf.MODEL_ARCH.LLAMA, is_llama=True),
+    "mistral": Family(gguf.MODEL_ARCH.LLAMA, is_llama=True),
     "qwen2": Family(gguf.MODEL_ARCH.QWEN2),
     "qwen3": Family(gguf.MODEL_ARCH.QWEN3),
     "gemma3_text": Family(gguf.MODEL_ARCH.GEMMA3, "gelu_pytorch_tanh"),
@@ -57,9 +57,7 @@ def check_config(config: Any) -> None:
         "final_logit_softcapping",
         "add_cross_attention",
     ]
-    for name in unsupported_switches + ["attention_bias"] * (
-        not FAMILIES[model_type].has_interleaved_rope
-    ):
+    for name in unsupported_switches + ["attention_bias"] * (not FAMILIES[model_type].is_llama):
         if getattr(config, name, None):
             raise UserError(f"llama.cpp has no {model_type} model with {name}.")
     if model_type == "gpt2" and (
@@ -112,7 +110,7 @@ def add_rope(writer: gguf.GGUFWriter, config: Any) -> None:
     rope_type = rope["rope_type"]
     supported_types = (
         ("default", "linear", "llama3")
-        if FAMILIES[config.model_type].has_interleaved_rope
+        if FAMILIES[config.model_type].is_llama
         else ("default", "linear")
     )
     is_sliding_default = sliding_rope is rope or sliding_rope["rope_type"] == "default"

@@ -173,7 +173,7 @@ def convert_layout(name: str, tensor: torch.Tensor, config: Any) -> torch.Tensor
     """The weights in llama.cpp's layout, which computes the same function."""
     if is_transposed(name, config):
         return tensor.T
-    if FAMILIES[config.model_type].has_interleaved_rope and name.split(".")[-2] in (
+    if FAMILIES[config.model_type].is_llama and name.split(".")[-2] in (
         "attn_q",
         "attn_k",
     ):

@@ -9,7 +9,7 @@ from typing import Any
 
 from adapters.models import AdapterVersion
 from training.datasets.models import DatasetVersion
-from training.datasets.permissions import get_visible_version
+from training.datasets.permissions import find_visible_version
 from training.engine.file_names import ADAPTER_FILES
 from training.errors import ConfigError, Conflict, NotFound
 from training.people.models import User
@@ -150,7 +150,7 @@ def continue_from(
     training_data = data or version.data
     if training_data is None:
         raise Conflict("The data of this version was deleted. Choose other data.", field="data")
-    if get_visible_version(user, training_data.pk) is None:
+    if find_visible_version(user, training_data.pk) is None:
         raise NotFound(
             "The data of this version is not shared with you. Choose other data.",
             field="data",

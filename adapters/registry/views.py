@@ -15,10 +15,10 @@ from adapters.models import AdapterVersion
 from adapters.registry import actions, continue_training, imports, services
 from training.catalog.models import BaseModel, ModelState
 from training.datasets.permissions import get_visible_version
-from training.errors import NotFound, UserError
+from training.errors import UserError
 from training.formatting import format_bytes
 from training.people.permissions import get_changeable, get_visible
-from training.people.requests import AuthenticatedRequest, parse_id
+from training.people.requests import AuthenticatedRequest, parse_int_or_zero
 from training.runs.models import Run
 
 # On the page; the API accepts any setting
@@ -52,38 +52,36 @@ def continue_from(request: AuthenticatedRequest, adapter_id: int) -> HttpRespons
         AdapterVersion, request.user, adapter_id, "base_model", "data__dataset__team"
     )
     changes = {
-        name: float(value)
+        name: parse_finite(text)
         for name in CHANGEABLE_SETTINGS
-        if (value := request.POST.get(name, "").strip()) and check_number(value)
+        if (text := request.POST.get(name, "").strip())
     }
     typed_changes = {
         name: int(value) if name != "learning_rate" else value for name, value in changes.items()
     }
     data = None
-    if data_id := parse_id(request.POST.get("data", "")):
+    if data_id := parse_int_or_zero(request.POST.get("data", "")):
         data = get_visible_version(request.user, data_id)
-        if data is None:
-            raise NotFound("Dataset version not found.", field="data")
     run = continue_training.continue_from(request.user, version, data=data, changes=typed_changes)
     return redirect("run", run.pk)
 
 
-def check_number(text: str) -> bool:
+def parse_finite(text: str) -> float:
     """Raises UserError if the text is not a finite number."""
     try:
-        finite = math.isfinite(float(text))
+        value = float(text)
     except ValueError:
-        finite = False
-    if not finite:
+        value = math.nan
+    if not math.isfinite(value):
         raise UserError(f"{text[:40]!r} is not a number.")
-    return True
+    return value
 
 
 @require_POST
 def register_checkpoint(request: AuthenticatedRequest, run_id: int) -> HttpResponse:
     run = get_changeable(Run, request.user, run_id, "owner", "team", "base_model", "data__dataset")
     version = services.register_checkpoint(
-        request.user, run, parse_id(request.POST.get("step", ""))
+        request.user, run, parse_int_or_zero(request.POST.get("step", ""))
     )
     messages.success(
         request, f"The checkpoint of step {version.step:,} was registered as {version}."
@@ -103,7 +101,7 @@ def import_adapter(request: AuthenticatedRequest) -> HttpResponse:
     except UserError as error:
         form_values = {
             "name": request.POST.get("name", ""),
-            "base": parse_id(request.POST.get("base", "")),
+            "base": parse_int_or_zero(request.POST.get("base", "")),
         }
         return render(
             request,
@@ -119,7 +117,7 @@ def import_from_form(request: AuthenticatedRequest) -> AdapterVersion:
     uploads = request.FILES.getlist("file")
     if not uploads:
         raise UserError("Choose a zip, or the two files of the adapter.", field="file")
-    base = BaseModel.objects.filter(pk=parse_id(request.POST.get("base", ""))).first()
+    base = BaseModel.objects.filter(pk=parse_int_or_zero(request.POST.get("base", ""))).first()
     if base is None:
         raise UserError("Choose the base model that the adapter was trained on.", field="base")
     return imports.import_version(request.user, uploads, base, request.POST.get("name", ""))

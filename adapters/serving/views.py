@@ -18,7 +18,7 @@ from adapters.serving.services import Routing
 from training.errors import NotFound, UserError
 from training.jobs.models import Job, JobState
 from training.people.permissions import check_changeable, get_visible
-from training.people.requests import AuthenticatedRequest, parse_id
+from training.people.requests import AuthenticatedRequest, parse_int_or_zero
 
 MAX_HISTORY = 50
 MAX_CHOICES = 200
@@ -195,11 +195,15 @@ def parse_routing(request: AuthenticatedRequest, form: QueryDict) -> Routing:
     if not form.get("version"):
         raise UserError("Choose a version to deploy.", field="version")
     version = get_visible(
-        AdapterVersion, request.user, parse_id(str(form["version"])), "base_model", "team"
+        AdapterVersion, request.user, parse_int_or_zero(str(form["version"])), "base_model", "team"
     )
     canary = (
         get_visible(
-            AdapterVersion, request.user, parse_id(str(form["canary"])), "base_model", "team"
+            AdapterVersion,
+            request.user,
+            parse_int_or_zero(str(form["canary"])),
+            "base_model",
+            "team",
         )
         if form.get("canary")
         else None

@@ -101,17 +101,17 @@ def test_the_first_trial_equals_the_run_without_tuning(tuned_run, make_run, engi
 def test_a_killed_engine_continues_with_the_next_trial(make_run, engine_here, monkeypatch):
     broken = make_run("broken", **TRIALS)
     calls = []
-    original = StopRequests.requested_stop
+    original = StopRequests.get_requested_stop
 
-    def requested_stop(self):
+    def get_requested_stop(self):
         calls.append(1)
         return Outcome.PREEMPTED if len(calls) == 18 else original(self)
 
-    monkeypatch.setattr(StopRequests, "requested_stop", requested_stop)
+    monkeypatch.setattr(StopRequests, "get_requested_stop", get_requested_stop)
     assert engine_here([str(broken)]) != 0
     before = list(load_trials(broken))
     assert before
-    monkeypatch.setattr(StopRequests, "requested_stop", original)
+    monkeypatch.setattr(StopRequests, "get_requested_stop", original)
     assert engine_here([str(broken)]) == 0
     after = list(load_trials(broken))
     assert [trial.losses for trial in after[: len(before)]] == [trial.losses for trial in before]
@@ -225,14 +225,14 @@ def test_a_selection_without_event_is_emitted_by_the_next_attempt(tuned_run, eng
 
 
 def test_memory_is_forecast_for_the_largest_rank_of_a_trial():
-    assert RunConfig.from_dict({"tuning_budget_fraction": 0.5}).memory_upper_bound().rank == 32
+    assert RunConfig.from_dict({"tuning_budget_fraction": 0.5}).to_memory_upper_bound().rank == 32
     assert (
         RunConfig.from_dict({"tuning_budget_fraction": 0.5, "tuning_search_space": "learning_rate"})
-        .memory_upper_bound()
+        .to_memory_upper_bound()
         .rank
         == 16
     )
-    assert RunConfig().memory_upper_bound().rank == 16
+    assert RunConfig().to_memory_upper_bound().rank == 16
 
 
 def test_the_comparison_separates_chance_from_improvement():

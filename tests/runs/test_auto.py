@@ -193,7 +193,7 @@ def test_the_worker_adds_a_missing_forecast_to_a_launched_run(run, ready):
 
     Run.objects.update(forecast={})
     method_costs.attempted_paths.clear()
-    method_costs.forecast_open_runs()
+    method_costs.compute_missing_forecasts()
     run.refresh_from_db()
     assert run.forecast["peak"] > 0
 

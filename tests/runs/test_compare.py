@@ -9,7 +9,7 @@ from django.core.management import CommandError, call_command
 
 from tests.runs.journals import Journal, step_event
 from training.runs.metrics.comparison import compare_figures, compare_settings
-from training.runs.metrics.table import iterate_steps, stream_csv
+from training.runs.metrics.table import iter_steps, stream_csv
 from training.runs.models import Run
 from training.runs.worker.ingest import store_events
 from training.runs.worker.lease import claim_run
@@ -91,7 +91,7 @@ def test_a_comparison_needs_access_to_every_run(client, people, trained, run):
 
 
 def test_every_step_is_in_the_table_once_in_order(trained):
-    rows = list(iterate_steps(trained))
+    rows = list(iter_steps(trained))
     assert [row["step"] for row in rows] == list(range(601))
     assert rows[600]["eval_loss"] == 1.0
     assert rows[1]["loss"] == pytest.approx(3.0 - 1 / 600)

@@ -95,15 +95,15 @@ def test_each_reading_of_a_gpu_driver_counts_once(shared):
 def test_the_allocator_limit_is_the_reservation_without_the_cuda_context(shared):
     Pool.objects.update(kind="H100")
     Allocation.objects.update(reserved_bytes=3 * GB)
-    assert MemoryGuard(shared.pk).device_environment()["SNAPML_DEVICE_BYTES"] == str(
+    assert MemoryGuard(shared.pk).build_device_environment()["SNAPML_DEVICE_BYTES"] == str(
         3 * GB - CONTEXT_BYTES["cuda"]
     )
     Run.objects.update(forecast={"peak": 3 * GB, "context": GB})
-    assert MemoryGuard(shared.pk).device_environment()["SNAPML_DEVICE_BYTES"] == str(2 * GB), (
-        "what its forecast added"
-    )
+    assert MemoryGuard(shared.pk).build_device_environment()["SNAPML_DEVICE_BYTES"] == str(
+        2 * GB
+    ), "what its forecast added"
     Pool.objects.update(runs_per_device=1)
-    assert "SNAPML_DEVICE_BYTES" not in MemoryGuard(shared.pk).device_environment()
+    assert "SNAPML_DEVICE_BYTES" not in MemoryGuard(shared.pk).build_device_environment()
 
 
 def test_the_cuda_context_is_measured_once_per_device_and_then_forecast(shared):
@@ -154,7 +154,7 @@ def test_a_run_that_needs_more_than_its_quota_fails_out_of_memory(
     assert raise_forecast(shared, 4 * GB) is None
     run_supervisor = RunSupervisor(Lease(shared.pk, Run.objects.get().lease_token))
     run_supervisor.engine = FakeEngine(75)
-    run_supervisor.over_limit_bytes = 4 * GB
+    run_supervisor.usage_over_limit = 4 * GB
     Run.objects.update(state=State.RUNNING)
     run_supervisor.handle_exit()
     shared.refresh_from_db()

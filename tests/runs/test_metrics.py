@@ -17,7 +17,7 @@ from training.runs.live.messages import build_snapshot, read_events_after
 from training.runs.metrics.chunks import CHUNK_SIZE
 from training.runs.metrics.curves import read_curves
 from training.runs.metrics.table import encode_parquet, stream_csv
-from training.runs.metrics.trackers import iterate_metrics
+from training.runs.metrics.trackers import iter_metrics
 from training.runs.models import CurveChunk, Run
 from training.runs.worker.ingest import store_events
 from training.runs.worker.lease import claim_run
@@ -77,7 +77,7 @@ def test_tables_and_trackers_have_a_new_metric(trained):
 
     table = pyarrow.parquet.read_table(io.BytesIO(encode_parquet(trained)))
     assert table.column("entropy")[-1].as_py() == (CHUNK_SIZE + 3) / 8
-    assert [metrics["entropy"] for _, _, metrics in iterate_metrics(trained)][:2] == [1 / 8, 2 / 8]
+    assert [metrics["entropy"] for _, _, metrics in iter_metrics(trained)][:2] == [1 / 8, 2 / 8]
 
 
 @pytest.mark.django_db

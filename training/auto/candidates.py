@@ -59,7 +59,7 @@ def iter_candidates(
         )
         return
     last_resort = RunConfig.from_dict({"method": LAST_RESORT_METHOD})
-    inapplicable = last_resort.inapplicable_settings()
+    inapplicable = last_resort.get_inapplicable_settings()
     for method in (*PREFERRED_METHODS, LAST_RESORT_METHOD):
         if method == LAST_RESORT_METHOD and (
             len(problems) < len(PREFERRED_METHODS) or inapplicable & set(draft.locked)

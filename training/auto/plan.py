@@ -58,7 +58,7 @@ def make_plan(
     config = RunConfig.from_dict({**selected.config.to_dict(), "learning_rate": learning_rate})
     rules.choose_eval_settings(draft, config)
     rules.choose_tuning(draft, config)
-    inapplicable = config.inapplicable_settings()
+    inapplicable = config.get_inapplicable_settings()
     draft.choices = [choice for choice in draft.choices if choice.setting not in inapplicable]
     draft.check_unused_locks()
     plan = Plan(
@@ -229,7 +229,7 @@ def describe_other_method(draft: PlanDraft, selected: Candidate, method: str) ->
     """The memory that the closest other method would need."""
     title, inapplicable = (
         METHODS[method].title,
-        RunConfig.from_dict({"method": method}).inapplicable_settings(),
+        RunConfig.from_dict({"method": method}).get_inapplicable_settings(),
     )
     settings = {
         setting: value

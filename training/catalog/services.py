@@ -26,6 +26,7 @@ from training.jobs.models import Job, JobState
 from training.jobs.runner import follow_program, get_subject, save_job
 from training.jobs.services import enqueue_job
 from training.people.models import User
+from training.people.permissions import check_admin
 
 KIND = "import"
 BUILTIN_NAME = "SmolLM2-135M-Instruct"
@@ -63,7 +64,7 @@ def add_folder(user: User, path: str) -> BaseModel:
         NotFound: the folder does not exist.
         UnsupportedModel: see `read_model_metadata`.
     """
-    check_admin(user)
+    check_admin(user, "add base models")
     if "\0" in path:
         raise UserError("The path contains a NUL character.", field="location")
     folder = Path(path).resolve()
@@ -89,7 +90,7 @@ def add_folder(user: User, path: str) -> BaseModel:
 
 def add_from_hub(user: User, hub_id: str, revision: str) -> BaseModel:
     """Add a model from the Hugging Face Hub. A worker downloads it."""
-    check_admin(user)
+    check_admin(user, "add base models")
     if hub_id.count("/") != 1 or not all(hub_id.split("/")) or hub_id.startswith("-"):
         raise UserError(
             f"{hub_id!r} is not a Hub id. A Hub id has the form `owner/model`.", field="location"
@@ -107,7 +108,7 @@ def add_from_hub(user: User, hub_id: str, revision: str) -> BaseModel:
 
 
 def retry_import(user: User, model: BaseModel) -> None:
-    check_admin(user)
+    check_admin(user, "add base models")
     with transaction.atomic():
         if BaseModel.objects.filter(pk=model.pk, state=ModelState.FAILED).update(
             state=ModelState.WAITING, error="", progress=0
@@ -181,11 +182,6 @@ def unique_name(wanted_name: str) -> str:
         suffix += 1
         name = f"{wanted_name} ({suffix})"
     return name
-
-
-def check_admin(user: User) -> None:
-    if not user.is_superuser:
-        raise NotAllowed("Only admins can add base models.")
 
 
 IMPORT_JOB = JobKind(

@@ -15,11 +15,11 @@ from training.datasets import services, uploads
 from training.datasets.build import BuildOptions
 from training.datasets.column_mapping import ROW_FORMATS, ColumnMapping
 from training.datasets.examples import add_example
-from training.datasets.models import Dataset, DatasetVersion, Upload, UploadState
+from training.datasets.models import Dataset, Upload, UploadState
 from training.datasets.permissions import get_visible_version
 from training.datasets.preview import load_rows, preview_rows
 from training.datasets.upload_handler import format_upload_limit, save_pasted_rows, was_too_large
-from training.errors import NotFound, TooLarge, UserError
+from training.errors import TooLarge, UserError
 from training.people.pagination import Pagination
 from training.people.permissions import get_changeable, get_visible
 from training.people.requests import AuthenticatedRequest
@@ -223,10 +223,7 @@ def read_rows(
     offset: Annotated[int, Query(ge=0, le=2**31)] = 0,
 ) -> Any:
     """Rows as they are used for training."""
-    version: DatasetVersion | None = get_visible_version(request.user, version_id)
-    if version is None:
-        raise NotFound(f"Dataset version {version_id} not found.")
-    return load_rows(version, split, offset, limit)
+    return load_rows(get_visible_version(request.user, version_id), split, offset, limit)
 
 
 @router.get("/{int:dataset_id}", response=DatasetOut)

@@ -24,14 +24,14 @@ from training.datasets.upload_handler import format_upload_limit, save_pasted_ro
 from training.datasets.uploads import NamedFile
 from training.errors import TooLarge, UserError
 from training.people.permissions import get_changeable, get_visible
-from training.people.requests import AuthenticatedRequest, parse_id
+from training.people.requests import AuthenticatedRequest, parse_int_or_zero
 
 MAX_LISTED_COLUMNS = 200
 
 
 def new_dataset(request: AuthenticatedRequest) -> HttpResponseBase:
     """`?dataset=ID` adds a version to an existing dataset."""
-    dataset_id = parse_id(request.POST.get("dataset") or request.GET.get("dataset") or "")
+    dataset_id = parse_int_or_zero(request.POST.get("dataset") or request.GET.get("dataset") or "")
     dataset = get_changeable(Dataset, request.user, dataset_id) if dataset_id else None
     values: dict[str, Any] = {
         "limit": format_upload_limit(),
@@ -199,8 +199,8 @@ def save_upload(request: AuthenticatedRequest, upload_id: int) -> HttpResponse:
         choices = BuildOptions(
             drop_duplicates=request.POST.get("drop_duplicates") == "on",
             drop_near_duplicates=request.POST.get("drop_near_duplicates") == "on",
-            eval_share=parse_percent(request.POST.get("eval_share", "")),
-            seed=parse_int(request.POST.get("seed") or "0"),
+            eval_share=parse_eval_share(request.POST.get("eval_share", "")),
+            seed=parse_seed(request.POST.get("seed") or "0"),
         )
         uploads.request_save(upload, choices, skip_faulty=request.POST.get("skip_faulty") == "on")
     except UserError as error:
@@ -212,13 +212,13 @@ def save_upload(request: AuthenticatedRequest, upload_id: int) -> HttpResponse:
     return render(request, "datasets/_upload.html", build_page_context(upload))
 
 
-def parse_int(text: str) -> int:
+def parse_seed(text: str) -> int:
     if not (text.isascii() and text.isdecimal() and len(text) < 12):
         raise UserError(f"The seed is {text[:20]!r}; it must be an integer.", field="seed")
     return int(text)
 
 
-def parse_percent(text: str) -> float | None:
+def parse_eval_share(text: str) -> float | None:
     """Percent as a fraction; None for an empty field."""
     if not text.strip():
         return None

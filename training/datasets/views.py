@@ -17,7 +17,7 @@ from training.datasets.rows import SPLITS
 from training.errors import NotFound
 from training.formatting import format_bytes
 from training.people.permissions import get_visible
-from training.people.requests import AuthenticatedRequest, parse_id
+from training.people.requests import AuthenticatedRequest, parse_int_or_zero
 
 
 def list_datasets(request: AuthenticatedRequest) -> HttpResponse:
@@ -53,7 +53,9 @@ def show_dataset(request: AuthenticatedRequest, dataset_id: int) -> HttpResponse
     split = request.GET.get("split", "train")
     split = split if split in SPLITS else "train"
     total = version.count_rows(split)
-    page = min(max(1, parse_id(request.GET.get("page", "1"))), max(1, -(-total // ROWS_PER_PAGE)))
+    page = min(
+        max(1, parse_int_or_zero(request.GET.get("page", "1"))), max(1, -(-total // ROWS_PER_PAGE))
+    )
     start = (page - 1) * ROWS_PER_PAGE
     context = {
         "dataset": dataset,
@@ -71,7 +73,7 @@ def show_dataset(request: AuthenticatedRequest, dataset_id: int) -> HttpResponse
 
 
 def find_version(versions: list[DatasetVersion], requested: str) -> DatasetVersion:
-    wanted = parse_id(requested) if requested else versions[0].number
+    wanted = parse_int_or_zero(requested) if requested else versions[0].number
     for version in versions:
         if version.number == wanted:
             return version

@@ -13,9 +13,9 @@ from typing import Any
 from training.engine.methods import METHODS
 from training.engine.settings import (
     MethodSettings,
-    candidate_ranks,
     check_method_settings,
     coerce_value,
+    list_candidate_ranks,
     setting_field,
 )
 from training.errors import ConfigError
@@ -271,7 +271,7 @@ class RunConfig(MethodSettings):
 
     def to_dict(self) -> dict[str, Any]:
         """Return the settings of this run as JSON, without those of other methods."""
-        inapplicable = self.inapplicable_settings()
+        inapplicable = self.get_inapplicable_settings()
         return {
             name: value
             for name, value in dataclasses.asdict(self).items()
@@ -304,15 +304,15 @@ class RunConfig(MethodSettings):
             self.num_virtual_tokens if "num_virtual_tokens" in METHODS[self.method].settings else 0
         )
 
-    def memory_upper_bound(self) -> RunConfig:
+    def to_memory_upper_bound(self) -> RunConfig:
         """Return the settings with the largest memory use that this run can reach: tuning may
         double the rank.
         """
         if not self.has_tuning or "rank" not in self.tuning_search_space:
             return self
-        return dataclasses.replace(self, rank=max(candidate_ranks(self.rank)))
+        return dataclasses.replace(self, rank=max(list_candidate_ranks(self.rank)))
 
-    def inapplicable_settings(self) -> set[str]:
+    def get_inapplicable_settings(self) -> set[str]:
         """Return the names of the settings that belong only to other methods."""
         method_settings = {name for method in METHODS.values() for name in method.settings}
         return method_settings - set(METHODS[self.method].settings)
@@ -321,7 +321,7 @@ class RunConfig(MethodSettings):
         """Raises ConfigError: a setting was changed that the method does not have or that is
         incompatible with it.
         """
-        method, inapplicable = METHODS[self.method], self.inapplicable_settings()
+        method, inapplicable = METHODS[self.method], self.get_inapplicable_settings()
         for f in dataclasses.fields(self):
             if f.name in inapplicable and getattr(self, f.name) != f.default:
                 raise ConfigError(

@@ -267,7 +267,7 @@ def check_method_settings(config: MethodSettings) -> None:
         )
 
 
-def candidate_ranks(rank: int) -> list[int]:
+def list_candidate_ranks(rank: int) -> list[int]:
     """Return the ranks that tuning trials may use for a configured rank."""
     return sorted({max(1, rank // 2), rank, min(1024, 2 * rank)})
 

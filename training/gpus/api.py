@@ -26,6 +26,7 @@ from training.gpus.schemas import (
     to_quota_row,
 )
 from training.people.pagination import Pagination
+from training.people.permissions import check_admin
 from training.people.requests import AuthenticatedRequest
 from training.people.teams import get_team
 from training.people.users import get_user_by_name
@@ -42,7 +43,7 @@ def list_devices(request: AuthenticatedRequest) -> Any:
 @router.post("/devices/{int:device_id}/return", response=DeviceOut)
 def return_to_service(request: AuthenticatedRequest, device_id: int, body: ReasonIn) -> Device:
     """Use a dirty device again although part of its memory is in use. Admins only."""
-    quotas.check_admin(request.user)
+    check_admin(request.user, "edit pools, devices and quotas")
     device = Device.objects.select_related("host").filter(pk=device_id).first()
     if device is None:
         raise NotFound(f"Device {device_id} does not exist.")
@@ -79,7 +80,7 @@ def list_quotas(request: AuthenticatedRequest, pool_id: int) -> list[dict[str, A
 @router.put("/pools/{int:pool_id}/quotas", response=QuotaOut)
 def set_quota(request: AuthenticatedRequest, pool_id: int, body: QuotaIn) -> dict[str, Any]:
     """Edit a team's quota. Running runs are not stopped. Admins only."""
-    quotas.check_admin(request.user)
+    check_admin(request.user, "edit pools, devices and quotas")
     pool = quotas.get_pool(pool_id)
     team = get_team(request.user, body.team) if body.team is not None else None
     quota = quotas.edit_quota(
@@ -115,7 +116,7 @@ def set_hold(request: AuthenticatedRequest, pool_id: int, body: HoldIn) -> Pool:
 @router.get("/people/{username}/quota", response=PersonalQuotaOut)
 def read_personal_quota(request: AuthenticatedRequest, username: str) -> PersonalQuota:
     """A user's limits. By default there are none. Admins only."""
-    quotas.check_admin(request.user)
+    check_admin(request.user, "read a user's limits")
     return PersonalQuota.objects.filter(user=get_user_by_name(username)).first() or PersonalQuota()
 
 
@@ -124,7 +125,7 @@ def set_personal_quota(
     request: AuthenticatedRequest, username: str, body: PersonalQuotaIn
 ) -> PersonalQuota:
     """Edit a user's limits. Admins only."""
-    quotas.check_admin(request.user)
+    check_admin(request.user, "edit pools, devices and quotas")
     return quotas.edit_personal_quota(
         request.user,
         get_user_by_name(username),
@@ -159,6 +160,6 @@ def list_audit(
 @router.get("/audit/intact", response=dict[str, int | None])
 def verify_audit(request: AuthenticatedRequest) -> dict[str, int | None]:
     """The id of the first altered entry, or null if the log is intact. Admins only."""
-    quotas.check_admin(request.user)
+    check_admin(request.user, "verify the audit log")
     tampered_entry = audit.find_tampered_entry()
     return {"first_altered_id": tampered_entry.pk if tampered_entry else None}

@@ -22,6 +22,7 @@ from training.gpus import audit as audit_log
 from training.gpus import quotas, usage
 from training.gpus.models import AuditEntry, Device
 from training.people.models import User
+from training.people.permissions import check_admin
 from training.people.requests import AuthenticatedRequest, async_chunks
 
 ENTRIES_PER_PAGE = 100
@@ -35,7 +36,7 @@ def filter_audit_entries(user: User, action: str = "", text: str = "") -> Any:
         NotAllowed: the user is neither an admin nor a team lead.
     """
     quotas.check_lead_or_admin(user)
-    visible_ids = usage.get_visible_teams(user)
+    visible_ids = usage.get_visible_team_ids(user)
     rows = (
         AuditEntry.objects.all()
         if visible_ids is None
@@ -115,7 +116,7 @@ def download_report(request: AuthenticatedRequest) -> HttpResponseBase:
 
 @require_POST
 def return_device(request: AuthenticatedRequest, device_id: int) -> HttpResponse:
-    quotas.check_admin(request.user)
+    check_admin(request.user, "edit pools, devices and quotas")
     device = get_object_or_404(Device, pk=device_id)
     quotas.return_to_service(request.user, device, request.POST.get("reason", ""))
     messages.success(request, f"{device} has been returned to its pool.")

@@ -22,7 +22,8 @@ from training.gpus.models import (
     Quota,
 )
 from training.people.models import Team, User
-from training.people.teams import is_lead
+from training.people.permissions import check_admin
+from training.people.teams import can_manage_team
 
 TEAM_FIELDS = (
     "guaranteed",
@@ -36,11 +37,6 @@ TEAM_FIELDS = (
 PERSON_FIELDS = ("max_running", "max_queued", "hours_per_month", "is_hard_budget")
 POOL_FIELDS = ("name", "runs_per_device", "min_run_seconds")
 MAX_NUMBER = 2**53
-
-
-def check_admin(actor: User) -> None:
-    if not actor.is_superuser:
-        raise NotAllowed("Only admins can edit pools, devices and quotas.", code="admin_only")
 
 
 def check_lead_or_admin(user: User) -> None:
@@ -67,7 +63,7 @@ def edit_pool(actor: User, pool: Pool, changes: dict[str, Any], reason: str = ""
         NotAllowed: the actor is not an admin.
         UserError: a value is out of range; `field` names it.
     """
-    check_admin(actor)
+    check_admin(actor, "edit pools, devices and quotas")
     apply_pool_changes(pool, changes)
     changes = {name: value for name, value in changes.items() if name in POOL_FIELDS}
     saved: Pool = save_with_audit(actor, get_pool(pool.pk), changes, ("pool", str(pool)), reason)
@@ -156,7 +152,7 @@ def edit_quota(
         NotAllowed: the actor is not an admin.
         UserError: see `apply_quota_changes`.
     """
-    check_admin(actor)
+    check_admin(actor, "edit pools, devices and quotas")
     with transaction.atomic():
         audit.acquire_advisory_lock("admission")
         quota = apply_quota_changes(pool, team, changes)
@@ -178,7 +174,7 @@ def edit_personal_quota(
         NotAllowed: the actor is not an admin.
         UserError: a value is out of range; `field` names it.
     """
-    check_admin(actor)
+    check_admin(actor, "edit pools, devices and quotas")
     check_integer(changes, "max_running")
     check_integer(changes, "max_queued")
     check_positive(changes, "hours_per_month")
@@ -237,7 +233,7 @@ def get_hold_fields(actor: User, target: Pool | Quota, is_on_hold: bool) -> list
         if isinstance(target, Pool):
             return ["is_on_hold"]
         return ["has_admin_hold"] if is_on_hold else ["has_admin_hold", "has_lead_hold"]
-    if isinstance(target, Pool) or target.team is None or not is_lead(actor, target.team):
+    if isinstance(target, Pool) or target.team is None or not can_manage_team(actor, target.team):
         raise NotAllowed(
             "Only admins can put pools and other teams on hold. Leads can hold their own team.",
             code="hold_not_allowed",
@@ -252,7 +248,7 @@ def get_hold_fields(actor: User, target: Pool | Quota, is_on_hold: bool) -> list
 
 def return_to_service(actor: User, device: Device, reason: str = "") -> None:
     """Use a dirty device again although part of its memory is in use."""
-    check_admin(actor)
+    check_admin(actor, "edit pools, devices and quotas")
     Device.objects.filter(pk=device.pk).update(
         condition=Condition.GOOD, baseline_bytes=max(0, device.used_bytes - device.inference_bytes)
     )

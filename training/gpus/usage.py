@@ -63,7 +63,7 @@ class PersonUsage:
     hours: MonthlyHours
 
 
-def get_visible_teams(user: User) -> set[int] | None:
+def get_visible_team_ids(user: User) -> set[int] | None:
     """The ids of the teams whose usage a user may see: those that they lead, or None for all teams
     (admins).
     """
@@ -74,14 +74,14 @@ def get_visible_teams(user: User) -> set[int] | None:
 
 def can_view_quotas(user: User) -> bool:
     """Admins and team leads can."""
-    visible_ids = get_visible_teams(user)
+    visible_ids = get_visible_team_ids(user)
     return visible_ids is None or bool(visible_ids)
 
 
 def list_team_usage(user: User, pool: Pool) -> list[TeamUsage]:
     """A row for each team that the user may see. Admins also get one for users without a team."""
     now = timezone.now()
-    visible_ids = get_visible_teams(user)
+    visible_ids = get_visible_team_ids(user)
     quotas = {
         quota.team_id: quota
         for quota in Quota.objects.filter(pool=pool).select_related("team", "pool")
@@ -201,7 +201,7 @@ def parse_month(text: str) -> datetime:
 
 def list_report_rows(user: User, moment: datetime) -> list[ledger.UsageRow]:
     """The monthly report: everything for admins, their own teams for leads."""
-    visible_ids = get_visible_teams(user)
+    visible_ids = get_visible_team_ids(user)
     if visible_ids is None:
         return ledger.build_month_report(moment)
     names = set(Team.objects.filter(pk__in=visible_ids).values_list("name", flat=True))
@@ -212,7 +212,7 @@ def list_intervals(user: User, begin: datetime) -> dict[int, list[Allocation]]:
     """Allocations since `begin` by device: all for admins, else those of the user and of the teams
     that they lead.
     """
-    visible_ids = get_visible_teams(user)
+    visible_ids = get_visible_team_ids(user)
     by_device: dict[int, list[Allocation]] = defaultdict(list)
     for one in ledger.find_overlapping(begin, timezone.now() + timedelta(seconds=1)):
         if visible_ids is None or one.team_id in visible_ids or one.user_id == user.pk:

@@ -28,24 +28,24 @@ class Lane:
     def __init__(self, name: str, size: int) -> None:
         self.name = name
         self.size = size
-        self.running_jobs = 0
+        self.running_count = 0
         self._lock = threading.Lock()
 
     def acquire_slot(self) -> bool:
         """Take a slot. Returns False if none is free."""
         with self._lock:
-            if self.running_jobs >= self.size:
+            if self.running_count >= self.size:
                 return False
-            self.running_jobs += 1
+            self.running_count += 1
             return True
 
     def release_slot(self) -> None:
         with self._lock:
-            self.running_jobs -= 1
+            self.running_count -= 1
 
     @property
     def free_slots(self) -> int:
-        return self.size - self.running_jobs
+        return self.size - self.running_count
 
     @property
     def kind_names(self) -> list[str]:
@@ -58,14 +58,14 @@ class JobKind:
 
     `run` does the work and returns the result; it must be idempotent. `on_done` gets the result, or
     `on_failed` the error message, in the transaction that ends the job. If a job has no heartbeat
-    for `lost_seconds`, it is started again, up to `max_tries` times.
+    for `heartbeat_timeout_seconds`, it is started again, up to `max_tries` times.
     """
 
     name: str
     run: Callable[[Job], dict[str, Any]]
     lane: Lane
     subjects: tuple[type[models.Model], ...]  # models whose deletion cancels the job
-    lost_seconds: float = HEARTBEAT_TIMEOUT_SECONDS
+    heartbeat_timeout_seconds: float = HEARTBEAT_TIMEOUT_SECONDS
     max_tries: int | None = MAX_TRIES
     one_per_owner: bool = False
     # A context that wraps `run` and the storing of its result

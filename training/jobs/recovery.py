@@ -41,7 +41,7 @@ def recover_lost_jobs() -> None:
 
 def is_lost(job: Job) -> bool:
     """Whether the job has sent no heartbeat for too long, or its worker on this host has exited."""
-    timeout = timedelta(seconds=KINDS[job.kind].lost_seconds)
+    timeout = timedelta(seconds=KINDS[job.kind].heartbeat_timeout_seconds)
     if job.heartbeat_at is None or job.heartbeat_at < timezone.now() - timeout:
         return True
     is_ours = job.worker.startswith(f"{get_host_name()}:")

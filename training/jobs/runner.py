@@ -222,7 +222,7 @@ def heartbeat(job: Job) -> Iterator[None]:
                         cancelled[job.pk].set()
                         return
                 except (OperationalError, InterfaceError) as error:
-                    # One missed heartbeat is harmless: lost_seconds is several intervals.
+                    # One missed heartbeat is harmless: the timeout is several intervals.
                     connection.close()
                     log.warning("The heartbeat of job %s could not be written (%s).", job.pk, error)
         finally:

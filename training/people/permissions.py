@@ -29,6 +29,12 @@ def get_visible(model: type[OwnedModel], user: User, pk: int, *related: str) -> 
     return row  # type: ignore[no-any-return]
 
 
+def check_admin(user: User, action: str) -> None:
+    """Raises NotAllowed: "Only admins can {action}."."""
+    if not user.is_superuser:
+        raise NotAllowed(f"Only admins can {action}.", code="admin_only")
+
+
 def get_changeable(model: type[OwnedModel], user: User, pk: int, *related: str) -> OwnedModel:
     """The row, if the user may change it.
 

@@ -15,8 +15,10 @@ class AuthenticatedRequest(HttpRequest):
     user: User
 
 
-def parse_id(text: str) -> int:
-    """Parse an id from a URL or form. Returns 0, which no row has, if the text is no id."""
+def parse_int_or_zero(text: str) -> int:
+    """Parse an id, a count or a page from a URL or form. Returns 0 if the text is no positive
+    integer; no row has the id 0.
+    """
     return int(text) if text.isascii() and text.isdecimal() and len(text) < 16 else 0
 
 

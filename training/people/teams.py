@@ -8,13 +8,13 @@ from django.db import transaction
 
 from training.errors import Conflict, NotAllowed, NotFound, UserError, to_one_line
 from training.people.models import Membership, Role, Team, User
+from training.people.permissions import check_admin
 from training.people.users import get_user_by_name
 
 
 def create_team(actor: User, name: str) -> Team:
     """Raises NotAllowed: not an admin. Conflict: the name is in use."""
-    if not actor.is_superuser:
-        raise NotAllowed("Only admins can create teams.")
+    check_admin(actor, "create teams")
     title = to_one_line(name)[:80]
     if not title:
         raise UserError("The team needs a name.", field="name")
@@ -24,19 +24,19 @@ def create_team(actor: User, name: str) -> Team:
     return team
 
 
-def visible_teams(user: User) -> list[Team]:
+def list_visible_teams(user: User) -> list[Team]:
     """The user's teams with their members. Admins see all teams."""
     teams = Team.objects.all() if user.is_superuser else user.teams.all()
     return list(teams.order_by("name").prefetch_related("memberships__user"))
 
 
-def is_lead(user: User, team: Team) -> bool:
+def can_manage_team(user: User, team: Team) -> bool:
     return user.is_superuser or team.memberships.filter(user=user, role=Role.LEAD).exists()
 
 
 def get_team(user: User, team_id: int) -> Team:
     """Raises NotFound: it does not exist, or the user may not see it."""
-    team = next((team for team in visible_teams(user) if team.pk == team_id), None)
+    team = next((team for team in list_visible_teams(user) if team.pk == team_id), None)
     if team is None:
         raise NotFound(f"Team {team_id} not found.")
     return team
@@ -105,7 +105,7 @@ def remove_member(actor: User, team: Team, username: str) -> None:
 
 
 def check_lead(actor: User, team: Team) -> None:
-    if not is_lead(actor, team):
+    if not can_manage_team(actor, team):
         raise NotAllowed(f"Only leads of {team} and admins can change its members.")
 
 

@@ -17,7 +17,7 @@ from django.views.decorators.http import require_POST
 
 from training.people import teams, tokens
 from training.people.models import Role, Scope
-from training.people.requests import AuthenticatedRequest, parse_id
+from training.people.requests import AuthenticatedRequest, parse_int_or_zero
 from training.people.sign_in_attempts import WINDOW_SECONDS, clear_attempts, count_attempt
 
 MAX_TRIES = 10  # for one username from one address
@@ -83,11 +83,11 @@ def show_account(request: AuthenticatedRequest) -> HttpResponse:
 
 
 def build_account_context(request: AuthenticatedRequest) -> dict[str, Any]:
-    visible_teams = teams.visible_teams(request.user)
+    visible_teams = teams.list_visible_teams(request.user)
     return {
         "tokens": request.user.tokens.order_by("-created_at"),
         "teams": [
-            (team, list(team.memberships.all()), teams.is_lead(request.user, team))
+            (team, list(team.memberships.all()), teams.can_manage_team(request.user, team))
             for team in visible_teams
         ],
         "roles": Role.choices,
@@ -124,7 +124,7 @@ def create_team(request: AuthenticatedRequest) -> HttpResponse:
 @require_POST
 def share_with_team(request: AuthenticatedRequest) -> HttpResponse:
     """Choose the team that new items are shared with."""
-    teams.set_sharing_team(request.user, parse_id(request.POST.get("team", "")) or None)
+    teams.set_sharing_team(request.user, parse_int_or_zero(request.POST.get("team", "")) or None)
     return redirect("account")
 
 

@@ -17,7 +17,7 @@ from training.errors import NotFound, UserError
 from training.formatting import format_bytes
 from training.gpus import allocations
 from training.people.permissions import get_changeable, get_visible
-from training.people.requests import AuthenticatedRequest, async_chunks, parse_id
+from training.people.requests import AuthenticatedRequest, async_chunks, parse_int_or_zero
 from training.runs import actions, filters, run_files
 from training.runs.forecast.target_device import get_target_device
 from training.runs.launch import yaml_file
@@ -46,7 +46,7 @@ def list_runs(request: AuthenticatedRequest) -> HttpResponse:
         "sort_links": [
             (
                 name,
-                run_filters.build_query_string(sort=next_sort(run_filters.sort, name)),
+                run_filters.build_query_string(sort=get_next_sort(run_filters.sort, name)),
                 get_sort_order(run_filters.sort, name),
             )
             for name in filters.SORT_COLUMNS
@@ -76,7 +76,7 @@ def get_sort_order(current_sort: str, name: str) -> str:
     return {name: "ascending", f"-{name}": "descending"}.get(current_sort, "")
 
 
-def next_sort(current_sort: str, name: str) -> str:
+def get_next_sort(current_sort: str, name: str) -> str:
     """The sort order after a click on a column: text ascending, numbers descending. A second click
     reverses the order.
     """
@@ -167,7 +167,9 @@ def archive_runs(request: AuthenticatedRequest) -> HttpResponse:
     """Archive the selected runs that the user may change and that have ended; report how many were
     skipped.
     """
-    run_ids = [parse_id(text) for text in request.POST.getlist("run")][: filters.RUNS_PER_PAGE]
+    run_ids = [parse_int_or_zero(text) for text in request.POST.getlist("run")][
+        : filters.RUNS_PER_PAGE
+    ]
     archived = 0
     runs = Run.objects.changeable_by(request.user).filter(pk__in=run_ids)
     for run in runs.exclude(state__in=UNFINISHED):
@@ -181,7 +183,7 @@ def archive_runs(request: AuthenticatedRequest) -> HttpResponse:
 
 def compare_runs(request: AuthenticatedRequest) -> HttpResponse:
     """`?run=1&run=2`: compare curves, settings and figures. The URL contains the whole view."""
-    run_ids = list(dict.fromkeys(parse_id(text) for text in request.GET.getlist("run")))
+    run_ids = list(dict.fromkeys(parse_int_or_zero(text) for text in request.GET.getlist("run")))
     if not 2 <= len(run_ids) <= comparison.MAX_COMPARED_RUNS:
         raise UserError(
             f"Choose 2 to {comparison.MAX_COMPARED_RUNS} runs to compare, not {len(run_ids)}.",
@@ -233,14 +235,14 @@ def show_files(request: AuthenticatedRequest, run_id: int) -> HttpResponse:
 
 def download_config(request: AuthenticatedRequest, run_id: int) -> HttpResponse:
     run = get_visible(Run, request.user, run_id, "base_model", "data__dataset")
-    return as_attachment(
+    return add_download_header(
         HttpResponse(yaml_file.to_yaml(run), content_type="application/yaml"), run, "yaml"
     )
 
 
 def download_csv(request: AuthenticatedRequest, run_id: int) -> HttpResponseBase:
     run = get_visible(Run, request.user, run_id)
-    return as_attachment(
+    return add_download_header(
         StreamingHttpResponse(async_chunks(table.stream_csv(run)), content_type="text/csv"),
         run,
         "csv",
@@ -249,14 +251,14 @@ def download_csv(request: AuthenticatedRequest, run_id: int) -> HttpResponseBase
 
 def download_parquet(request: AuthenticatedRequest, run_id: int) -> HttpResponse:
     run = get_visible(Run, request.user, run_id)
-    return as_attachment(
+    return add_download_header(
         HttpResponse(table.encode_parquet(run), content_type="application/octet-stream"),
         run,
         "parquet",
     )
 
 
-def as_attachment(response: Response, run: Run, extension: str) -> Response:
+def add_download_header(response: Response, run: Run, extension: str) -> Response:
     """A download whose file name contains only the run's id, so that no user input reaches a
     header.
     """

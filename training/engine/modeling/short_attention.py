@@ -30,7 +30,7 @@ def fold_heads(heads: Tensor, groups: int) -> Tensor:
     return heads.reshape(heads.shape[0] * groups, -1, heads.shape[-1])
 
 
-def iterate_row_chunks(query: Tensor) -> Iterator[slice]:
+def iter_row_chunks(query: Tensor) -> Iterator[slice]:
     rows, heads, length, _ = query.shape
     size = count_chunk_rows(heads, length)
     return (slice(start, start + size) for start in range(0, rows, size))
@@ -60,7 +60,7 @@ class ShortAttention(torch.autograd.Function):
         groups = key.shape[1]
         output = query.new_empty(rows, length, heads, value.shape[-1])
         with torch.autocast("cpu", enabled=False):  # it would round the scores
-            for chunk in iterate_row_chunks(query):
+            for chunk in iter_row_chunks(query):
                 probs = compute_probabilities(
                     fold_heads(query[chunk], groups), fold_heads(key[chunk], groups), scale
                 ).to(query.dtype)
@@ -76,7 +76,7 @@ class ShortAttention(torch.autograd.Function):
         query, key, value = ctx.saved_tensors
         groups = key.shape[1]
         results = [torch.empty_like(tensor) for tensor in (query, key, value)]
-        for chunk in iterate_row_chunks(query):
+        for chunk in iter_row_chunks(query):
             chunk_tensors = (
                 query[chunk],
                 key[chunk],

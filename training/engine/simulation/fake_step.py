@@ -108,7 +108,7 @@ class SimulatedStep:
         )
         self.hook_layers(layers)
         self.optimizer_kind = "adamw_torch" if config.optim in ("auto", "adamw_torch") else "8bit"
-        self.is_measuring, self.is_forward = False, True
+        self.is_eval, self.is_forward = False, True
         self.optimizer = (
             make_optimizer(self.model, config, torch.device("cpu"))
             if self.optimizer_kind == "adamw_torch"
@@ -117,7 +117,7 @@ class SimulatedStep:
         self.init_optimizer_state(trained_parameters)
 
     def phase_name(self, phase: str) -> str:
-        return f"eval {phase}" if self.is_measuring else phase
+        return f"eval {phase}" if self.is_eval else phase
 
     def enter_forward_phase(self, phase: str) -> None:
         """Enter a forward phase, unless gradient checkpointing is recomputing the layer in the
@@ -205,12 +205,12 @@ class SimulatedStep:
                 torch.empty(count_8bit_workspace_bytes(parameter), dtype=torch.uint8)
         for parameter in trained_parameters:
             parameter.grad = None
-        self.is_measuring = True
+        self.is_eval = True
         self.tracker.enter_phase("eval forward", "activations")
         self.model.eval()
         with torch.no_grad():
             self.compute_loss(ids, labels)
-        self.is_measuring = False
+        self.is_eval = False
         return self.tracker.snapshots
 
     def compute_loss(self, ids: Tensor, labels: FixedLabels) -> Tensor:

@@ -102,7 +102,7 @@ class Attempt:
             return
         if self.adapter_step != session.step:
             checkpoint.load_checkpoint(
-                self.run_dir / checkpoint.FOLDER / checkpoint.folder_name(self.adapter_step),
+                self.run_dir / checkpoint.FOLDER / checkpoint.get_folder_name(self.adapter_step),
                 session.get_checkpoint_state(),
             )
         try:

@@ -31,7 +31,7 @@ MANIFEST = STATE_FILES[2]
 MAX_RECENT = 2  # The best checkpoint is kept in addition
 
 
-def folder_name(step: int) -> str:
+def get_folder_name(step: int) -> str:
     return f"step-{step:08d}"
 
 
@@ -69,7 +69,7 @@ def save_checkpoint(
         save_file(get_state_tensors(state), temp_dir / STATE_FILES[0])
         (temp_dir / STATE_FILES[1]).write_text(
             json.dumps(
-                {"step": step, "optimizer": optimizer_kind(state.optimizer), **trainer_state}
+                {"step": step, "optimizer": get_optimizer_kind(state.optimizer), **trainer_state}
             )
         )
         files = sorted(path for path in temp_dir.iterdir())
@@ -81,7 +81,7 @@ def save_checkpoint(
         write_atomically(
             temp_dir / MANIFEST, json.dumps({"step": step, "files": manifest}, indent=1)
         )
-        final = root / folder_name(step)
+        final = root / get_folder_name(step)
         # An existing folder is damaged, or is the selected trial's checkpoint before its evaluation
         shutil.rmtree(final, ignore_errors=True)
         temp_dir.rename(final)
@@ -119,7 +119,7 @@ def load_checkpoint(folder: Path, state: CheckpointState) -> dict[str, Any]:
     weights.read_weights(state.model, folder, raw)
     trainer_state: dict[str, Any] = json.loads((folder / STATE_FILES[1]).read_text())
     saved_optimizer = trainer_state.pop("optimizer")
-    trainer_state["is_optimizer_reset"] = saved_optimizer != optimizer_kind(state.optimizer)
+    trainer_state["is_optimizer_reset"] = saved_optimizer != get_optimizer_kind(state.optimizer)
     if not trainer_state["is_optimizer_reset"]:
         optimizer_state = {
             name.removeprefix(OPTIMIZER_PREFIX): value
@@ -134,7 +134,7 @@ def load_checkpoint(folder: Path, state: CheckpointState) -> dict[str, Any]:
     return trainer_state
 
 
-def optimizer_kind(optimizer: torch.optim.Optimizer) -> str:
+def get_optimizer_kind(optimizer: torch.optim.Optimizer) -> str:
     return type(optimizer).__name__
 
 

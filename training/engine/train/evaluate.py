@@ -102,7 +102,7 @@ def evaluate_loss(session: Session) -> Iterator[Event]:
 
 def generate_sample(session: Session) -> Iterator[Event]:
     """Answer one held-out prompt greedily. Each call takes the next prompt."""
-    example = next_sample(session)
+    example = draw_sample(session)
     if example is None:
         return
     prompt_tokens, prompt, expected = example
@@ -119,7 +119,7 @@ def generate_sample(session: Session) -> Iterator[Event]:
     yield "sample", {"step": session.step, "prompt": prompt, "expected": expected, "answer": answer}
 
 
-def next_sample(session: Session) -> tuple[list[int], str, str] | None:
+def draw_sample(session: Session) -> tuple[list[int], str, str] | None:
     """Prompt ids, prompt and expected answer of the next row. For plain text the prompt is the
     first half and the expected answer the second.
 
@@ -131,7 +131,7 @@ def next_sample(session: Session) -> tuple[list[int], str, str] | None:
         for row in session.raw_eval_rows
         if "text" in row or row["messages"][-1]["role"] == "assistant"
     ]
-    max_tokens = max_prompt_tokens(session)
+    max_tokens = compute_max_prompt_tokens(session)
     first = session.step // session.config.eval_steps
     for index in range(first, first + min(len(answered_rows), MAX_PROMPTS_TRIED)):
         ids, prompt, expected = build_sample_prompt(
@@ -144,7 +144,7 @@ def next_sample(session: Session) -> tuple[list[int], str, str] | None:
     return None
 
 
-def max_prompt_tokens(session: Session) -> int:
+def compute_max_prompt_tokens(session: Session) -> int:
     """The longest prompt that leaves positions for the answer."""
     text_config = session.model.config.get_text_config()
     positions = getattr(text_config, "max_position_embeddings", None) or 2**31

@@ -35,7 +35,7 @@ def measure_exact_match(session: Session, stop_requests: StopRequests) -> Iterat
         return
     began, matches = time.monotonic(), 0
     for index, (prompt, expected) in enumerate(prompts):
-        if stop_requests.requested_stop() is not None:
+        if stop_requests.get_requested_stop() is not None:
             return
         yield "phase", {"name": "measuring exact match", "done": index, "total": len(prompts)}
         matches += generate_answer(session, prompt, len(expected)) == decode_answer(

@@ -45,7 +45,7 @@ def run_training_loop(
     yield "phase", {"name": "first step" if session.step == 0 else "training"}
 
     while session.step < plan.total_steps:
-        stop_outcome = stop_requests.requested_stop()
+        stop_outcome = stop_requests.get_requested_stop()
         if stop_outcome is not None:
             if stop_outcome is not Outcome.DISCARDED:
                 yield from save_checkpoint(session)

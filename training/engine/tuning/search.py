@@ -21,7 +21,7 @@ from optuna.trial import TrialState
 
 from training.engine.config import RunConfig
 from training.engine.files import write_atomically
-from training.engine.settings import candidate_ranks
+from training.engine.settings import list_candidate_ranks
 
 TRIALS_FOLDER = "trials"
 REDUCTION_FACTOR = 2  # The better half of the trials continues
@@ -151,7 +151,7 @@ def build_search_space(config: RunConfig, module_sets: list[str]) -> dict[str, B
             min(1.0, learning_rate * LEARNING_RATE_FACTOR),
             log=True,
         ),
-        "rank": CategoricalDistribution(candidate_ranks(config.rank)),
+        "rank": CategoricalDistribution(list_candidate_ranks(config.rank)),
         # Multiples of the rank
         "alpha": CategoricalDistribution(sorted({1.0, 2.0, config.alpha / config.rank})),
         "target_modules": CategoricalDistribution(module_sets),

@@ -184,7 +184,7 @@ def run_trial(tuning: TuningRun, trial: Trial, stop_requests: StopRequests) -> T
         tuning.is_fresh = False
         for rung in tuning.search.rungs:
             while session.step < rung:
-                stop_outcome = stop_requests.requested_stop()
+                stop_outcome = stop_requests.get_requested_stop()
                 if stop_outcome is not None:
                     return stop_outcome
                 trial.steps.append(take_step(session)[1])

@@ -27,7 +27,7 @@ MAX_NUMBER = 100_000_000  # of any other setting
 REQUIRED_KEYS = ("architectures", "model_type")
 
 
-def check_config_size(value: Any, name: str = "") -> None:
+def check_config(value: Any, name: str = "") -> None:
     """Check that no number in a config.json is implausibly large. transformers allocates lists by
     the number of layers, heads and experts before the simulation can reduce the depth.
 
@@ -36,10 +36,10 @@ def check_config_size(value: Any, name: str = "") -> None:
     """
     if isinstance(value, dict):
         for key, inner in value.items():
-            check_config_size(inner, key)
+            check_config(inner, key)
     elif isinstance(value, list):
         for inner in value:
-            check_config_size(inner, name)
+            check_config(inner, name)
     elif isinstance(value, int) and value > (MAX_COUNT if COUNT_NAMES.search(name) else MAX_NUMBER):
         raise UserError(
             f"{name} is {str(value)[:20]} in the config.json, which is too large for a real model.",
@@ -73,7 +73,7 @@ def forecast_any_model(
             f"The config.json has no {missing[0]}. Use the complete file.", field="config"
         )
     check_no_code(config_json, "config.json")
-    check_config_size(config_json)
+    check_config(config_json)
     if isinstance(settings.get("max_tokens_per_batch"), int) or "batch_unit" in settings:
         raise UserError(
             "The batch size is set by rows and length here. Remove max_tokens_per_batch and "

@@ -52,7 +52,7 @@ def count_steps(lengths: TokenLengths, config: RunConfig) -> tuple[int, int, boo
     from one epoch.
     """
     return count_steps_cached(
-        tuple(lengths.truncated_lengths(config.max_length)),
+        tuple(lengths.truncate_lengths(config.max_length)),
         lengths.sample_scale,
         get_batch_settings(replace(config, micro_batch_splits=1)),
     )
@@ -97,7 +97,7 @@ def get_batch_shapes(lengths: TokenLengths | None, config: RunConfig) -> list[Ba
         )
         rows = -(-rows // config.micro_batch_splits)
         return [BatchShape(rows, config.max_length, rows * config.max_length)]
-    row_lengths = lengths.truncated_lengths(config.max_length)
+    row_lengths = lengths.truncate_lengths(config.max_length)
     trained_tokens = count_trained_within(lengths, config.max_length)[
         lengths.first_trained < config.max_length
     ].tolist()

@@ -74,7 +74,7 @@ def forecast_memory(
     """
     trainable, config = (
         estimate_trainable_parameters(estimator, config),
-        config.memory_upper_bound(),
+        config.to_memory_upper_bound(),
     )
     shapes = get_batch_shapes(lengths, config)
     train_peak = find_peak_memory(estimator, shapes, config)

@@ -48,7 +48,7 @@ class CannotEstimate(UserError):
 
 def compute_cache_key(folder: Path, config: RunConfig, device: str) -> str:
     """A digest of everything that the estimator depends on."""
-    config = config.memory_upper_bound()
+    config = config.to_memory_upper_bound()
     names = set(COMMON_SETTINGS) | set(
         METHODS[config.method].settings
     ) - MEMORY_NEUTRAL_SETTINGS - {get_scaling_setting(config, device)}
@@ -92,7 +92,7 @@ def estimate_from_config(
             ANY_MODEL_PROCESS.request_estimator(
                 {
                     "model": folder,
-                    "settings": config.memory_upper_bound().to_dict(),
+                    "settings": config.to_memory_upper_bound().to_dict(),
                     "device": device,
                 }
             )
@@ -131,7 +131,7 @@ def get_estimator(folder: Path, config: RunConfig, device: str) -> MemoryEstimat
         response = ESTIMATOR_PROCESS.request_estimator(
             {
                 "model": str(folder),
-                "settings": config.memory_upper_bound().to_dict(),
+                "settings": config.to_memory_upper_bound().to_dict(),
                 "device": device,
             }
         )

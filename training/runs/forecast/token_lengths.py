@@ -69,7 +69,7 @@ class TokenLengths:
     def measured_rows(self) -> int:
         return len(self.total)
 
-    def truncated_lengths(self, max_length: int) -> list[int]:
+    def truncate_lengths(self, max_length: int) -> list[int]:
         """Lengths after truncation, without the rows that have no trained token left."""
         lengths: list[int] = np.minimum(self.total, max_length)[
             self.first_trained < max_length
@@ -252,7 +252,7 @@ def count_trained_within(lengths: TokenLengths, max_length: int) -> NDArray[np.i
 
 def compute_padding(lengths: TokenLengths, config: RunConfig) -> dict[str, float]:
     """The share of padding with SnapML's batches, and with random batches of the same size."""
-    row_lengths = lengths.truncated_lengths(config.max_length)
+    row_lengths = lengths.truncate_lengths(config.max_length)
     if not row_lengths:
         return {"ours": 0.0, "random": 0.0}
     batches = build_epoch_batches(row_lengths, config, 0)

@@ -15,8 +15,8 @@ from training.catalog.models import BaseModel, ModelState
 from training.datasets.permissions import get_visible_version
 from training.datasets.preview import load_rows
 from training.engine.config import RunConfig
-from training.errors import NotFound, UserError
-from training.people.requests import AuthenticatedRequest, parse_id
+from training.errors import UserError
+from training.people.requests import AuthenticatedRequest, parse_int_or_zero
 from training.runs.forecast import token_lengths
 
 ROWS_PER_PAGE = 4
@@ -27,10 +27,8 @@ def show_training_tokens(request: AuthenticatedRequest, version_id: int) -> Http
     ready.
     """
     version = get_visible_version(request.user, version_id)
-    if version is None:
-        raise NotFound(f"Dataset version {version_id} not found.")
     models = list(BaseModel.objects.filter(state=ModelState.READY).order_by("name"))
-    model_id = parse_id(request.GET.get("model", ""))
+    model_id = parse_int_or_zero(request.GET.get("model", ""))
     model = next(
         (candidate for candidate in models if candidate.pk == model_id),
         models[0] if models else None,
@@ -52,7 +50,7 @@ def show_training_tokens(request: AuthenticatedRequest, version_id: int) -> Http
     }
     values |= {
         "lengths": token_lengths.LENGTH_CHOICES,
-        "start": parse_id(request.GET.get("start", "0")),
+        "start": parse_int_or_zero(request.GET.get("start", "0")),
         "length": 512,
     }
     if model is not None:
@@ -70,7 +68,7 @@ def build_token_context(request: AuthenticatedRequest, query: dict[str, Any]) ->
         query["split"],
         query["prompt"],
     )
-    length = parse_id(request.GET.get("length", "")) or query["length"]
+    length = parse_int_or_zero(request.GET.get("length", "")) or query["length"]
     length = min(max(8, length), 131_072)
     lengths = token_lengths.get_lengths(version, model, train_on_prompt=prompt, split=split)
     start = min(query["start"], max(0, lengths.rows - 1))

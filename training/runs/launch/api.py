@@ -44,11 +44,9 @@ def to_launch_request(request: AuthenticatedRequest, body: RunIn) -> LaunchReque
     the user.
     """
     model = BaseModel.objects.filter(pk=body.model).first()
-    version = get_visible_version(request.user, body.data)
     if model is None:
         raise NotFound(f"Base model {body.model} not found.", field="model")
-    if version is None:
-        raise NotFound(f"Dataset version {body.data} not found.", field="data")
+    version = get_visible_version(request.user, body.data)
     pool = None if body.pool is None else get_pool(body.pool)
     start_version = None
     if body.start_version is not None:
@@ -70,12 +68,9 @@ def get_ready_model_and_data(
     request: AuthenticatedRequest, model: int, data: int
 ) -> tuple[BaseModel, DatasetVersion]:
     base = BaseModel.objects.filter(pk=model, state="ready").first()
-    version = get_visible_version(request.user, data)
-    if base is None or version is None:
-        raise NotFound(
-            f"Base model {model} is not ready or not found, or dataset version {data} not found."
-        )
-    return base, version
+    if base is None:
+        raise NotFound(f"Base model {model} not found or not ready.", field="model")
+    return base, get_visible_version(request.user, data)
 
 
 @router.get("/settings", response=list[SettingOut])

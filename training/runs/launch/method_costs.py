@@ -137,7 +137,7 @@ def iter_missing_configs(
             yield config
 
 
-def forecast_open_runs() -> None:
+def compute_missing_forecasts() -> None:
     """Add the memory forecast to unfinished runs that were launched without one, e.g. by the
     API.
     """

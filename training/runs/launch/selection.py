@@ -9,11 +9,11 @@ from functools import cached_property
 
 from training.catalog.models import BaseModel, ModelState
 from training.datasets.models import DatasetVersion
-from training.datasets.permissions import get_visible_version
+from training.datasets.permissions import find_visible_version
 from training.errors import NotFound, UserError
 from training.gpus.models import Pool
 from training.people.models import User
-from training.people.requests import parse_id
+from training.people.requests import parse_int_or_zero
 from training.runs.forecast.target_device import TargetDevice, get_target_device
 from training.runs.launch.start_version import StartVersion, get_start_version
 from training.runs.queue.placement import Placement
@@ -34,18 +34,18 @@ class Selection:
     @cached_property
     def model(self) -> BaseModel | None:
         return BaseModel.objects.filter(
-            pk=parse_id(self.texts["model"]), state=ModelState.READY
+            pk=parse_int_or_zero(self.texts["model"]), state=ModelState.READY
         ).first()
 
     @cached_property
     def version(self) -> DatasetVersion | None:
-        return get_visible_version(self.user, parse_id(self.texts["data"]))
+        return find_visible_version(self.user, parse_int_or_zero(self.texts["data"]))
 
     @cached_property
     def pool(self) -> Pool | None:
         """None selects the default pool."""
         return (
-            Pool.objects.filter(pk=parse_id(self.texts["pool"])).first()
+            Pool.objects.filter(pk=parse_int_or_zero(self.texts["pool"])).first()
             if self.texts["pool"]
             else None
         )
@@ -60,7 +60,10 @@ class Selection:
         Raises:
             NotFound: no model is selected.
         """
-        model = self.model or BaseModel.objects.filter(pk=parse_id(self.texts["model"])).first()
+        model = (
+            self.model
+            or BaseModel.objects.filter(pk=parse_int_or_zero(self.texts["model"])).first()
+        )
         if model is None:
             raise NotFound("Choose a base model.", field="model")
         return model
@@ -85,5 +88,5 @@ class Selection:
     @cached_property
     def start_version(self) -> StartVersion | None:
         """Raises NotFound: the adapter version does not exist or is not visible to the user."""
-        version = parse_id(self.texts["start_version"])
+        version = parse_int_or_zero(self.texts["start_version"])
         return get_start_version(self.user, version) if version else None

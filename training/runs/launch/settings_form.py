@@ -136,7 +136,7 @@ def build_fields(values: Mapping[str, Any]) -> dict[str, Field]:
     method, config = METHODS[name], RunConfig.from_dict({"method": name})
     hidden = (
         INTERNAL_SETTINGS
-        | config.inapplicable_settings()
+        | config.get_inapplicable_settings()
         | set(method.incompatible_settings)
         | {"method"}
     )

@@ -17,7 +17,7 @@ from training.engine.config import RunConfig
 from training.errors import Conflict, NotFound, UserError
 from training.gpus.models import Pool
 from training.people.permissions import get_visible
-from training.people.requests import AuthenticatedRequest, parse_id
+from training.people.requests import AuthenticatedRequest, parse_int_or_zero
 from training.runs.forecast import token_lengths
 from training.runs.launch import auto_form, settings_form, yaml_file
 from training.runs.launch.auto import PlanPending
@@ -33,7 +33,7 @@ from training.runs.states import Priority
 
 def new_run(request: AuthenticatedRequest) -> HttpResponse:
     """The launch page. `?from=ID` copies all settings of a run."""
-    source_id = parse_id(request.GET.get("from", ""))
+    source_id = parse_int_or_zero(request.GET.get("from", ""))
     source_run = get_visible(Run, request.user, source_id) if source_id else None
     if request.method == "POST":
         launch_input = read_launch_form(request)

@@ -25,12 +25,12 @@ FIGURES: tuple[Figure, ...] = (
 )
 
 
-def flatten_settings(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+def flatten_dict(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     """Nested settings with dotted names."""
     flattened: dict[str, Any] = {}
     for name, value in values.items():
         if isinstance(value, dict):
-            flattened |= flatten_settings(value, f"{prefix}{name}.")
+            flattened |= flatten_dict(value, f"{prefix}{name}.")
         else:
             flattened[prefix + name] = value
     return flattened
@@ -40,7 +40,7 @@ def compare_settings(settings: Sequence[dict[str, Any]]) -> list[tuple[str, list
     """(name, value of each run, whether they differ), in the order of the names' first
     occurrence.
     """
-    flattened = [flatten_settings(one) for one in settings]
+    flattened = [flatten_dict(one) for one in settings]
     names = list(dict.fromkeys(name for one in flattened for name in one))
     rows = [(name, [one.get(name) for one in flattened]) for name in names]
     return [(name, values, any(value != values[0] for value in values)) for name, values in rows]

@@ -26,7 +26,7 @@ def get_eval_columns() -> list[str]:
     return get_metric_names("eval")
 
 
-def iterate_steps(run: Run) -> Iterator[dict[str, Any]]:
+def iter_steps(run: Run) -> Iterator[dict[str, Any]]:
     """Every step in order, with the evaluation of that step if there was one. Superseded steps are
     left out.
     """
@@ -78,7 +78,7 @@ def stream_csv(run: Run) -> Iterator[bytes]:
     buffer = io.StringIO()
     writer = csv.DictWriter(buffer, names, lineterminator="\n")
     writer.writeheader()
-    for count, row in enumerate(iterate_steps(run), start=1):
+    for count, row in enumerate(iter_steps(run), start=1):
         writer.writerow(row)
         if count % 1000 == 0:
             yield buffer.getvalue().encode()
@@ -100,7 +100,7 @@ def encode_parquet(run: Run) -> bytes:
     out = pyarrow.BufferOutputStream()
     with pyarrow.parquet.ParquetWriter(out, schema) as writer:
         rows: list[dict[str, Any]] = []
-        for row in iterate_steps(run):
+        for row in iter_steps(run):
             rows.append({name: parse_number(row.get(name)) for name, _ in column_types})
             if len(rows) >= 10_000:
                 writer.write_table(pyarrow.Table.from_pylist(rows, schema=schema))

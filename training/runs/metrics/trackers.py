@@ -9,8 +9,8 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from training.errors import UserError
-from training.runs.metrics.comparison import flatten_settings
-from training.runs.metrics.table import iterate_steps
+from training.runs.metrics.comparison import flatten_dict
+from training.runs.metrics.table import iter_steps
 from training.runs.models import Run
 
 BATCH = 1000
@@ -21,10 +21,10 @@ class MissingExtra(UserError):
     """The library of the tracker is not installed."""
 
 
-def iterate_metrics(run: Run) -> Iterator[tuple[int, float, dict[str, float]]]:
+def iter_metrics(run: Run) -> Iterator[tuple[int, float, dict[str, float]]]:
     """(step, seconds since the epoch, finite metrics) of every step."""
     started_at = run.started_at.timestamp() if run.started_at else 0.0
-    for row in iterate_steps(run):
+    for row in iter_steps(run):
         known = {
             name: float(value)
             for name, value in row.items()
@@ -55,7 +55,7 @@ def to_tensorboard(run: Run, target: str) -> str:
     except ImportError as error:
         raise build_missing_extra("tensorboard", error) from error
     writer = EventFileWriter(target)
-    for step, time, metrics in iterate_metrics(run):
+    for step, time, metrics in iter_metrics(run):
         values = [Summary.Value(tag=name, simple_value=value) for name, value in metrics.items()]
         writer.add_event(Event(step=step, wall_time=time, summary=Summary(value=values)))
     writer.close()
@@ -79,10 +79,10 @@ def to_mlflow(run: Run, target: str) -> str:
     params = {"model": run.base_model.name, "data": str(run.data), **run.config}
     client.log_batch(
         tracked_run.info.run_id,
-        params=[Param(name, str(value)[:500]) for name, value in flatten_settings(params).items()],
+        params=[Param(name, str(value)[:500]) for name, value in flatten_dict(params).items()],
     )
     batch: list[Any] = []
-    for step, time, metrics in iterate_metrics(run):
+    for step, time, metrics in iter_metrics(run):
         batch += [Metric(name, value, int(time * 1000), step) for name, value in metrics.items()]
         if len(batch) > BATCH - 20:
             client.log_batch(tracked_run.info.run_id, metrics=batch)
@@ -111,7 +111,7 @@ def to_wandb(run: Run, target: str) -> str:
         notes=run.notes or None,
         reinit="finish_previous",
     )
-    for step, _time, metrics in iterate_metrics(run):
+    for step, _time, metrics in iter_metrics(run):
         tracked_run.log(metrics, step=step)
     tracked_run.finish()
     return str(tracked_run.dir)

@@ -26,7 +26,7 @@ from training.runs.signals import run_queued
 from training.runs.states import ACTIVE, UNFINISHED, RequestedAction, State
 
 
-def has_open_work() -> bool:
+def has_open_runs() -> bool:
     """Whether a run has not ended, or a device is still allocated or reserved."""
     return (
         Run.objects.filter(state__in=UNFINISHED).exists()

@@ -11,7 +11,7 @@ from pydantic import ConfigDict, Field
 from training.gpus import quotas
 from training.gpus.schemas import QuotaIn
 from training.people.pagination import Pagination
-from training.people.permissions import get_changeable
+from training.people.permissions import check_admin, get_changeable
 from training.people.requests import AuthenticatedRequest
 from training.people.teams import get_team
 from training.runs import filters
@@ -114,7 +114,7 @@ def dry_run_quota(
     """Which waiting runs would start earlier or later with this quota. Nothing is saved. Admins
     only.
     """
-    quotas.check_admin(request.user)
+    check_admin(request.user, "edit pools, devices and quotas")
     pool = quotas.get_pool(pool_id)
     team = get_team(request.user, body.team) if body.team is not None else None
     edited_quota = quotas.apply_quota_changes(

@@ -18,7 +18,7 @@ from training.gpus import quotas, usage
 from training.gpus.devices import is_offline
 from training.gpus.models import Allocation, Condition, Device, Pool
 from training.people.permissions import get_changeable
-from training.people.requests import AuthenticatedRequest, parse_id
+from training.people.requests import AuthenticatedRequest, parse_int_or_zero
 from training.runs.models import Run
 from training.runs.queue import actions
 from training.runs.states import Priority, State
@@ -146,7 +146,7 @@ def change_priority(request: AuthenticatedRequest, run_id: int) -> HttpResponse:
 @require_POST
 def change_pool(request: AuthenticatedRequest, run_id: int) -> HttpResponse:
     run = get_changeable(Run, request.user, run_id, "team")
-    pool = Pool.objects.filter(pk=parse_id(request.POST.get("pool", ""))).first()
+    pool = Pool.objects.filter(pk=parse_int_or_zero(request.POST.get("pool", ""))).first()
     if pool is None:
         raise NotFound("This pool no longer exists. Choose another.", field="pool")
     actions.change_pool(request.user, run, pool)

@@ -15,6 +15,7 @@ from training.errors import NotFound, UserError
 from training.gpus import quotas, usage
 from training.gpus.models import PersonalQuota, Pool, Quota
 from training.people.models import Team, User
+from training.people.permissions import check_admin
 from training.people.requests import AuthenticatedRequest
 from training.people.teams import get_team
 from training.people.users import get_user_by_name
@@ -90,7 +91,7 @@ def get_visible_team(user: User, team_id: int) -> Team | None:
         NotFound: the team does not exist, or the user is neither an admin nor its lead.
     """
     team = get_team(user, team_id) if team_id else None
-    visible_ids = usage.get_visible_teams(user)
+    visible_ids = usage.get_visible_team_ids(user)
     if visible_ids is not None and (team is None or team.pk not in visible_ids):
         raise NotFound("This quota does not exist, or you may not see it.")
     return team
@@ -122,7 +123,7 @@ def edit_quota(request: AuthenticatedRequest, pool_id: int, team_id: int) -> Htt
         return render(request, "gpus/quota.html", values)
     if apply_hold_action(request, quotas.get_quota(pool, team)):
         return redirect("quota", pool_id, team_id)
-    quotas.check_admin(request.user)
+    check_admin(request.user, "edit pools, devices and quotas")
     reason, is_hard_budget = request.POST.get("reason", ""), "is_hard_budget" in request.POST
     values |= {
         "form": {name: request.POST.get(name, "") for name in TEAM_FORM},
@@ -148,7 +149,7 @@ def edit_quota(request: AuthenticatedRequest, pool_id: int, team_id: int) -> Htt
 
 def edit_pool(request: AuthenticatedRequest, pool_id: int) -> HttpResponse:
     """A pool's settings. The `action` of a POST is try, save, hold, drain or lift."""
-    quotas.check_admin(request.user)
+    check_admin(request.user, "edit pools, devices and quotas")
     current_pool = quotas.get_pool(pool_id)
     values: dict[str, Any] = {
         "pool": current_pool,
@@ -196,7 +197,7 @@ def edit_pool(request: AuthenticatedRequest, pool_id: int) -> HttpResponse:
 
 def edit_person(request: AuthenticatedRequest, username: str) -> HttpResponse:
     """A user's limits over all pools."""
-    quotas.check_admin(request.user)
+    check_admin(request.user, "edit pools, devices and quotas")
     user = get_user_by_name(username)
     personal_quota = PersonalQuota.objects.filter(user=user).first() or PersonalQuota(user=user)
     values: dict[str, Any] = {

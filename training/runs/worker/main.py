@@ -21,7 +21,7 @@ from training.gpus.models import MAX_RUNS_PER_DEVICE
 from training.jobs import runner as jobs
 from training.jobs.consumer import JobConsumer, QueueConsumer
 from training.jobs.recovery import RECOVERY_SECONDS, recover_and_wake_jobs, release_own_jobs
-from training.runs.launch.method_costs import forecast_open_runs, precompute_estimator
+from training.runs.launch.method_costs import compute_missing_forecasts, precompute_estimator
 from training.runs.queue import admission, queue_info
 from training.runs.worker import supervisor, tasks
 from training.runs.worker.lease import list_claimable_runs
@@ -79,7 +79,7 @@ def run_periodically(task: Callable[[], object], seconds: float) -> None:
 
 def enqueue_claimable_runs() -> None:
     """Update the queue, and enqueue a message for every run that this host can claim."""
-    if not admission.has_open_work():
+    if not admission.has_open_runs():
         return  # a pass takes 15 ms
     queue_info.refresh_queue()
     if settings.HUEY.pending_count():
@@ -96,6 +96,6 @@ PERIODIC_TASKS: list[tuple[Callable[[], object], float]] = [
     (enqueue_claimable_runs, 2.0),
     (recover_and_wake_jobs, RECOVERY_SECONDS),
     (precompute_estimator, 5.0),
-    (forecast_open_runs, 3.0),
+    (compute_missing_forecasts, 3.0),
     (remove_stale_uploads, 3600.0),
 ]

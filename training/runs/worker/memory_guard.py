@@ -37,7 +37,7 @@ class MemoryGuard:
         self.samples: list[int] = []
         self.sampled_at: datetime | None = None
 
-    def device_environment(self) -> dict[str, str]:
+    def build_device_environment(self) -> dict[str, str]:
         """Variables for the engine: its visible GPU, and the limit of its allocator, which excludes
         CUDA's context.
         """

@@ -98,7 +98,7 @@ class RunSupervisor:
         self.has_sent_sigterm = False
         self.eviction: Allocation | None = None
         self.memory_guard = MemoryGuard(lease.run_id)
-        self.over_limit_bytes = 0  # memory use on a shared device, if it is above the limit
+        self.usage_over_limit = 0  # memory use on a shared device, if it is above the limit
 
     def run(self) -> None:
         self.engine.touch_heartbeat()
@@ -121,8 +121,8 @@ class RunSupervisor:
 
                 # Compare the engine's memory with its reservation.
                 if memory_timer.is_due():
-                    if not self.over_limit_bytes:
-                        self.over_limit_bytes = self.memory_guard.get_over_limit_bytes(
+                    if not self.usage_over_limit:
+                        self.usage_over_limit = self.memory_guard.get_over_limit_bytes(
                             self.engine.pid
                         )
                     measure_context(self.memory_guard.allocation, self.engine.pid)
@@ -153,7 +153,7 @@ class RunSupervisor:
         self.lease.update_run(
             attempt=F("attempt") + 1, started_at=self.record.started_at or Now(), message=""
         )
-        self.engine.start_process(self.memory_guard.device_environment())
+        self.engine.start_process(self.memory_guard.build_device_environment())
 
     def ingest_journal(self) -> bool:
         """Store the events that the journal has and the database does not; returns whether there
@@ -183,12 +183,12 @@ class RunSupervisor:
             Run.objects.values_list("requested_action", flat=True).get(pk=self.record.pk)
         )
         self.eviction = self.eviction or allocations.get_pending_eviction(self.record.pk)
-        if shutting_down.is_set() or self.eviction or self.over_limit_bytes:
+        if shutting_down.is_set() or self.eviction or self.usage_over_limit:
             self.request_checkpoint_and_exit()
         if (
             requested_action == RequestedAction.RUN
             and not self.eviction
-            and not self.over_limit_bytes
+            and not self.usage_over_limit
         ):
             return
         self.stop_requested_at = self.stop_requested_at or time.monotonic()
@@ -263,7 +263,7 @@ class RunSupervisor:
             StopReason.STOP: run.requested_action
             in (RequestedAction.STOP, RequestedAction.TIME_LIMIT),
             StopReason.EVICTION: self.eviction is not None,
-            StopReason.OVER_MEMORY: self.over_limit_bytes > 0,
+            StopReason.OVER_MEMORY: self.usage_over_limit > 0,
             StopReason.SIGTERM: self.has_sent_sigterm,
         }
         return frozenset(reason for reason, applies in reasons.items() if applies)
@@ -308,8 +308,8 @@ class RunSupervisor:
         """Queue a run again that used more memory than it had reserved, with a higher forecast; it
         fails if its pool never allows as much.
         """
-        message = outcomes.format_over_memory_message(run, self.over_limit_bytes)
-        forecast = raise_forecast(run, self.over_limit_bytes)
+        message = outcomes.format_over_memory_message(run, self.usage_over_limit)
+        forecast = raise_forecast(run, self.usage_over_limit)
         if forecast is None:
             message += " No device of its pool allows as much."
             return self.record_result(run, Result(outcome=Outcome.OUT_OF_MEMORY, message=message))
