@@ -225,7 +225,7 @@ def format_row(row: BenchmarkRow) -> list[str]:
 def get_skipped_methods(sweep: Sweep) -> list[tuple[str, str]]:
     """Title and reason of each method that was not started."""
     titles = (METHODS[method].title for method in BENCHMARK_METHODS)
-    return [(title, sweep.refused[title]) for title in titles if title in sweep.refused]
+    return [(title, sweep.impossible[title]) for title in titles if title in sweep.impossible]
 
 
 def format_csv(sweep: Sweep, rows: list[BenchmarkRow]) -> str:

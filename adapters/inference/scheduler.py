@@ -65,7 +65,7 @@ class BatchScheduler:
         ]
 
     def _decode_batch(self, loaded_model: LoadedModel, batch: Batch) -> None:
-        """Generate one token for every row of a batch. Finished and cancelled sequences leave it.
+        """Generate one token for every row of a batch. Finished and canceled sequences leave it.
 
         An error ends this batch's requests; other batches continue.
         """

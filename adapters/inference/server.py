@@ -172,7 +172,7 @@ async def stream_events(generation_request: GenerationRequest) -> AsyncIterator[
 async def collect_events(
     request: Request, generation_requests: list[GenerationRequest]
 ) -> list[list[StreamEvent]]:
-    """All events of each request. If the client disconnects, all requests are cancelled."""
+    """All events of each request. If the client disconnects, all requests are canceled."""
 
     async def collect_stream(generation_request: GenerationRequest) -> list[StreamEvent]:
         return [event async for event in stream_events(generation_request)]

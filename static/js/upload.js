@@ -46,7 +46,7 @@ function sendUpload() {
       );
   };
   request.onerror = () => showProblem("The upload was interrupted. Nothing was saved. Try again.");
-  request.onabort = () => showProblem("Cancelled. Nothing was saved.");
+  request.onabort = () => showProblem("Canceled. Nothing was saved.");
   request.send(new FormData(form));
 }
 

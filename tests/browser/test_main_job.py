@@ -95,7 +95,7 @@ def test_a_page_opened_late_or_reloaded_shows_the_complete_curve(page, instance)
     check_curve_complete(page)
     page.get_by_role("button", name="Stop", exact=True).click()
     page.get_by_role("button", name="Stop and discard").click()
-    expect(page.locator("[data-live=label]")).to_have_text("Cancelled", timeout=90_000)
+    expect(page.locator("[data-live=label]")).to_have_text("Canceled", timeout=90_000)
 
 
 def check_curve_complete(page):

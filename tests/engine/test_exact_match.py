@@ -10,7 +10,7 @@ from training.engine.train import exact_match
 
 def read_answers(folder):
     lines = [json.loads(line) for line in (folder / "events.jsonl").read_text().splitlines()]
-    return [line for line in lines if line["kind"] == "answers"]
+    return [line for line in lines if line["kind"] == "exact_match"]
 
 
 @pytest.mark.parametrize("method", ["lora", "prompt", "full"])

@@ -54,7 +54,7 @@ def render_planned_card(client, form):
 
 
 def get_plan_digest(page):
-    return page.split('name="plan" value="')[1].split('"')[0]
+    return page.split('name="plan_digest" value="')[1].split('"')[0]
 
 
 def test_a_plan_is_shown_with_reasons_and_stored_with_the_run(client, alice, ready):
@@ -63,7 +63,7 @@ def test_a_plan_is_shown_with_reasons_and_stored_with_the_run(client, alice, rea
     assert reverse("run-memory") in before and "Planning…" in before
     page = render_planned_card(client, ready.form)
     assert "LoRA fits" in page and "QLoRA would need" in page
-    answer = client.post(reverse("run-new"), ready.form | {"plan": get_plan_digest(page)})
+    answer = client.post(reverse("run-new"), ready.form | {"plan_digest": get_plan_digest(page)})
     run = Run.objects.get()
     assert answer.url == reverse("run", args=[run.pk])
     assert run.method == "lora"
@@ -97,7 +97,7 @@ def test_a_changed_plan_is_shown_again_and_not_started(client, alice, ready):
     client.force_login(alice)
     page = render_planned_card(client, ready.form)
     set_free_memory(4 * 10**8)
-    answer = client.post(reverse("run-new"), ready.form | {"plan": get_plan_digest(page)})
+    answer = client.post(reverse("run-new"), ready.form | {"plan_digest": get_plan_digest(page)})
     assert answer.status_code in (400, 409)
     assert not Run.objects.exists()
 

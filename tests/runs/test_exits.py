@@ -17,7 +17,7 @@ def classify(*reasons, has_result=False, has_checkpoint=True, exited_cleanly=Fal
 
 
 @pytest.mark.parametrize(
-    ("reasons", "facts", "ending"),
+    ("reasons", "facts", "action"),
     [
         (list(StopReason), {"has_result": True}, ExitAction.RESULT),
         (list(StopReason), {"exited_cleanly": True}, ExitAction.DISCARDED),
@@ -35,6 +35,6 @@ def classify(*reasons, has_result=False, has_checkpoint=True, exited_cleanly=Fal
         ([], {"code": None}, ExitAction.CRASHED),
     ],
 )
-def test_the_first_matching_rule_decides(reasons, facts, ending):
+def test_the_first_matching_rule_decides(reasons, facts, action):
     reasons = [StopReason[reason] if isinstance(reason, str) else reason for reason in reasons]
-    assert classify(*reasons, **facts) is ending
+    assert classify(*reasons, **facts) is action

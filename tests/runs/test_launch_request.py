@@ -80,7 +80,7 @@ def test_page_api_and_command_make_the_same_auto_plan(
     form = {"mode": "auto", "model": base_model.pk, "data": counted.pk, "goal": "style"}
     form |= {"pool": named_pool.pk, "set-rank": "2", "lock": "rank"}
     as_alice.post(reverse("run-memory"), form)
-    assert f'name="plan" value="{forecast["plan_digest"]}"' in render_summary(as_alice, form)
+    assert f'name="plan_digest" value="{forecast["plan_digest"]}"' in render_summary(as_alice, form)
     text = yaml.safe_dump(
         {"model": "tiny-llama", "data": "Lights", "pool": named_pool.name, "auto": auto}
     )
@@ -177,7 +177,7 @@ def test_an_unsupported_method_rejects_a_sweep_unless_it_is_skipped(
     assert not Run.objects.exists()
     sweep = launch_run(alice, **launch_fields, skip_impossible=True)
     assert [run.method for run in sweep.runs.all()] == ["lora"]
-    assert list(sweep.refused) == ["QLoRA"]
+    assert list(sweep.impossible) == ["QLoRA"]
 
 
 def test_a_sweep_above_the_queue_limit_starts_nothing_and_leaves_no_folder(

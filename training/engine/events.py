@@ -59,7 +59,7 @@ EVENT_KINDS: dict[str, EventKind] = {
     "sample": _build_kind(
         "one generated answer to a held-out prompt", "step prompt expected answer"
     ),
-    "answers": _build_kind(
+    "exact_match": _build_kind(
         "exact match of the exported weights on held-out prompts",
         "step rows matches exact_match seconds",
     ),

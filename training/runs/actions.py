@@ -140,7 +140,7 @@ def cancel_queued_run(run: Run, *, discard: bool) -> bool:
     time, so the UPDATE checks its state.
     """
     if discard or not any((run.folder / name).exists() for name in ("checkpoints", "trials")):
-        state, message = State.CANCELLED, "Cancelled while queued."
+        state, message = State.CANCELLED, "Canceled while queued."
     else:
         state, message = (
             State.STOPPED,

@@ -21,7 +21,7 @@ class Sweep(Owned):
     name = models.CharField(max_length=120)
     grid: models.JSONField[dict[str, Any], dict[str, Any]] = models.JSONField()
     # Label of each member that was not started -> the reason
-    refused: models.JSONField[dict[str, str], dict[str, str]] = models.JSONField(default=dict)
+    impossible: models.JSONField[dict[str, str], dict[str, str]] = models.JSONField(default=dict)
     created_at = models.DateTimeField(auto_now_add=True)
 
     class Meta:

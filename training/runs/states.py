@@ -12,7 +12,7 @@ class State(models.TextChoices):
     STOPPING = "stopping", "Stopping"
     FINISHED = "finished", "Finished"
     STOPPED = "stopped", "Stopped"
-    CANCELLED = "cancelled", "Cancelled"
+    CANCELLED = "cancelled", "Canceled"
     FAILED = "failed", "Failed"
 
 

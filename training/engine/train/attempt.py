@@ -107,7 +107,7 @@ class Attempt:
             )
         try:
             for kind, fields in measure_exact_match(session, stop_requests):
-                if kind == "answers":
+                if kind == "exact_match":
                     fields["step"] = self.adapter_step
                     self.exact_match = fields["exact_match"]
                 self.write_event(kind, fields)

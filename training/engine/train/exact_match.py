@@ -48,7 +48,7 @@ def measure_exact_match(session: Session, stop_requests: StopRequests) -> Iterat
         "exact_match": matches / len(prompts),
         "seconds": time.monotonic() - began,
     }
-    yield "answers", fields
+    yield "exact_match", fields
 
 
 def iter_prompts(session: Session) -> Iterator[tuple[list[int], list[int]]]:

@@ -59,4 +59,4 @@ def build_planned_input(selection: Selection, form_data: Any) -> LaunchInput:
     """Plan with Auto for the selected model and data, with the locks of the form."""
     plan_state = auto_form.build_plan_state(form_data, selection)
     values = auto_form.get_plan_settings(plan_state.plan)
-    return LaunchInput(selection, values, True, plan_state, form_data.get("plan", ""))
+    return LaunchInput(selection, values, True, plan_state, form_data.get("plan_digest", ""))

@@ -351,7 +351,7 @@ def create_sweep(
         team=team,
         name=title[:MAX_NAME_LENGTH],
         grid=resolved.grid,
-        refused=impossible,
+        impossible=impossible,
     )
     for draft in drafts:
         name = f"{title}: {draft.member.label}" if draft.member.values else title

@@ -133,7 +133,7 @@ def start_launch(request: AuthenticatedRequest, launch_input: LaunchInput) -> Ht
         )
     except PlanPending as pending:
         raise Conflict(
-            "The plan is not ready yet. Review it, then start.", field="plan"
+            "The plan is not ready yet. Review it, then start.", field="plan_digest"
         ) from pending
     return redirect("sweep" if isinstance(launched, Sweep) else "run", launched.pk)
 

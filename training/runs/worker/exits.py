@@ -51,7 +51,7 @@ class EngineExit:
 class Rule:
     """A row of the table. None matches every value."""
 
-    ending: ExitAction
+    action: ExitAction
     reason: StopReason | None = None
     has_result: bool | None = None
     has_checkpoint: bool | None = None
@@ -86,4 +86,4 @@ RULES = (
 
 
 def classify_exit(engine_exit: EngineExit) -> ExitAction:
-    return next(rule.ending for rule in RULES if rule.matches(engine_exit))
+    return next(rule.action for rule in RULES if rule.matches(engine_exit))

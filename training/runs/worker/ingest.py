@@ -127,7 +127,7 @@ def on_eval(run: Run, event: JournalEvent) -> dict[str, Any]:
     )
 
 
-def on_answers(run: Run, event: JournalEvent) -> dict[str, Any]:
+def on_exact_match(run: Run, event: JournalEvent) -> dict[str, Any]:
     return {"exact_match": event["exact_match"]}
 
 
@@ -193,7 +193,7 @@ EVENT_HANDLERS = {
     "memory": on_memory,
     "eval": on_eval,
     "checkpoint": on_checkpoint,
-    "answers": on_answers,
+    "exact_match": on_exact_match,
     "trial": on_trial,
     "tuned": on_tuned,
     "resume": on_resume,
