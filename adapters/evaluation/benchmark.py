@@ -1,4 +1,4 @@
-"""The method benchmark ("Try all methods"): one run of each method on the same data, base model and
+"""The method benchmark: one run of each method on the same data, base model and
 budget, and a report of their cost and quality.
 """
 

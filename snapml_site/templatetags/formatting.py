@@ -11,6 +11,7 @@ from django.utils.html import format_html, format_html_join
 from django.utils.safestring import SafeString, mark_safe
 
 from training import formatting
+from training.engine.methods import METHODS
 from training.engine.metrics import Figure
 
 register = template.Library()
@@ -30,6 +31,11 @@ COLUMN_TITLES = {"progress": "Progress", "eval_loss": "Best held-out loss", "mem
 @register.filter
 def column_title(name: str) -> str:
     return COLUMN_TITLES.get(name, name.capitalize())
+
+
+@register.filter
+def method_title(name: str) -> str:
+    return METHODS[name].title if name in METHODS else name
 
 
 @register.filter("figure")

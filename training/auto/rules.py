@@ -255,7 +255,7 @@ def choose_eval_settings(draft: PlanDraft, config: RunConfig) -> None:
     """
     inputs = draft.inputs
     steps = max(1, inputs.count_steps(config))
-    why = f"{EVALS_PER_RUN} evaluations in about {steps:,} steps."
+    why = f"{EVALS_PER_RUN} evaluations after the first, in about {steps:,} steps."
     short_interval = steps // 50
     alternative = (
         f"{short_interval:,} would spend more time on evaluation."
