@@ -5,6 +5,7 @@ mallory is not on it), a tiny real model, and training data.
 import gc
 import hashlib
 import json
+import os
 import shutil
 import subprocess
 from pathlib import Path
@@ -69,6 +70,20 @@ def pytest_make_parametrize_id(val):
 def quick_passwords(settings):
     """A cheap password hasher, instead of a million rounds of PBKDF2."""
     settings.PASSWORD_HASHERS = ["django.contrib.auth.hashers.MD5PasswordHasher"]
+
+
+@pytest.fixture(autouse=True)
+def forget_sign_in_attempts():
+    """Redis keeps them for five minutes, so that the next test of the same user would be blocked;
+    the database forgets them with the test's transaction.
+    """
+    yield
+    if url := os.environ.get("REDIS_URL"):
+        from training.people.sign_in_attempts import REDIS_PREFIX, get_redis_client
+
+        client = get_redis_client(url)
+        if keys := client.keys(f"{REDIS_PREFIX}*"):
+            client.delete(*keys)
 
 
 @pytest.fixture(scope="session", autouse=True)
