@@ -5,7 +5,7 @@ from __future__ import annotations
 from adapters.inference.batch import ActiveSequence
 from adapters.inference.loaded_model import LoadedModel
 from adapters.inference.types import GenerationRequest
-from training.engine.data.conversations import encode_prompt, get_bos_ids, render_messages
+from training.engine.data.conversations import encode_messages, encode_prompt, get_bos_ids
 
 # The default of max_tokens, limited by what the prompt leaves of the model's context
 DEFAULT_MAX_TOKENS = 4096
@@ -26,12 +26,7 @@ def encode_request(loaded_model: LoadedModel, request: GenerationRequest) -> lis
         text_ids = loaded_model.tokenizer(request.prompt, add_special_tokens=False)["input_ids"]
         ids = [*get_bos_ids(loaded_model.tokenizer), *text_ids]
     elif request.needs_logprobs:  # the complete conversation, including its last answer
-        ids = list(
-            loaded_model.tokenizer(
-                render_messages(loaded_model.tokenizer, {"messages": request.messages}),
-                add_special_tokens=False,
-            )["input_ids"]
-        )
+        ids = encode_messages(loaded_model.tokenizer, {"messages": request.messages})
     else:
         ids = encode_prompt(loaded_model.tokenizer, {"messages": request.messages})
     if not ids:

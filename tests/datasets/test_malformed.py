@@ -16,9 +16,10 @@ from training.datasets.column_mapping import (
     guess_mapping,
     to_row,
 )
-from training.datasets.formats import BadFile, detect_format
+from training.datasets.errors import BadFile, BadRow
+from training.datasets.formats import detect_format
 from training.datasets.records import iter_records
-from training.datasets.rows import BadRow, Row
+from training.datasets.rows import Row
 
 values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20),

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from training.datasets.column_mapping import ColumnMapping, guess_mapping, to_row
-from training.datasets.rows import BadRow
+from training.datasets.errors import BadRow
 
 ANSWER = {"role": "assistant", "content": "b"}
 MESSAGES = ColumnMapping("messages", {"messages": "messages", "tools": "tools"}, "split")
@@ -87,7 +87,9 @@ def test_tool_calls_and_tools_are_kept_with_arguments_as_objects():
         "name": "lamp",
         "arguments": {"on": True},
     }
-    assert json.loads(row.to_json())["tools"] == [{"name": "lamp"}]
+    assert json.loads(row.to_json())["tools"] == [
+        {"type": "function", "function": {"name": "lamp"}}
+    ]
 
 
 def test_text_parts_are_joined_and_role_aliases_are_resolved():
@@ -129,9 +131,9 @@ def test_the_system_column_becomes_the_first_message():
         ({"messages": "hi"}, MESSAGES, "`messages` must be a list"),
         ({"messages": [3]}, MESSAGES, "message 1 must be an object"),
         (
-            {"messages": [{"role": "bot", "content": "a"}]},
+            {"messages": [{"role": "robot", "content": "a"}]},
             MESSAGES,
-            "message 1: `role` is `bot`; expected system, user, assistant or tool",
+            "message 1: `role` is `robot`; expected system, user, assistant or tool",
         ),
         ({"messages": [{"content": "a"}]}, MESSAGES, "`role` is missing"),
         (
@@ -199,12 +201,12 @@ def test_the_system_column_becomes_the_first_message():
         (
             {"conversations": [{"from": "alien", "value": "x"}]},
             SHAREGPT,
-            "turn 1: `from` is `alien`",
+            "message 1: `from` is `alien`",
         ),
         (
             {"conversations": [{"from": "gpt", "value": 3.5}, {"from": "human"}]},
             SHAREGPT,
-            "turn 2: `value` is missing",
+            "message 2: `value` is missing",
         ),
         ({"conversations": "x"}, SHAREGPT, "`conversations` must be a list"),
     ],

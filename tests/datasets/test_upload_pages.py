@@ -93,9 +93,9 @@ def test_scripts_get_the_url_or_the_error_as_json(as_alice):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"PK\x03\x04x", "a zip or Excel file"),
+        (b"PK\x03\x04x", "The zip file is damaged"),
         (b"  ", "is empty"),
-        ("hé".encode("utf-16"), "UTF-16"),
+        (b'{"a": 1\n"b": 2}\n', "not JSON"),
     ],
 )
 def test_an_unreadable_file_is_rejected_and_deleted(as_alice, settings, content, message):

@@ -8,18 +8,22 @@ The staged files are all that `build.py` needs: `rows.jsonl`, the rows as the en
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from training.datasets.column_mapping import ColumnMapping, to_row
+from training.datasets.chains import link_rows
+from training.datasets.column_mapping import ColumnMapping, suggest_part, to_row
+from training.datasets.errors import BadRow, clean_text
 from training.datasets.formats import Format
 from training.datasets.insights import Insights
+from training.datasets.json_items import row_too_large
 from training.datasets.records import iter_records
-from training.datasets.rows import MAX_ROW_BYTES, BadRow, Row
+from training.datasets.rows import MAX_ROW_BYTES, Row
 from training.datasets.similar import Signatures, find_repeats, hash_text, normalize_text
 from training.errors import TooLarge
 from training.formatting import format_binary_bytes
@@ -27,6 +31,7 @@ from training.formatting import format_binary_bytes
 MAX_LISTED_PROBLEMS = 100
 MAX_PROBLEM_GROUPS = 50
 MAX_LISTED_NEAR_DUPLICATES = 10
+MAX_UNUSED_NAMES = 200
 MAX_ROWS = 2_000_000  # 85 bytes per row in this process, plus memory for sorting
 SPLIT_CODES = {"": 0, "train": 1, "eval": 2, "test": 3}
 PROGRESS_INTERVAL = 0.3
@@ -77,6 +82,29 @@ class Problems:
             "unread_after": self.unread_after,
             "groups": [{"message": message, **group} for message, group in groups],
         }
+
+
+class UnusedValues:
+    """Counts the rows that have a value in a column or a message key that is not used."""
+
+    def __init__(self, mapping: ColumnMapping) -> None:
+        self.mapping, self.counts = mapping, Counter[str]()
+
+    def add_row(self, row: Row) -> None:
+        for name in row.unused:
+            if name in self.counts or len(self.counts) < MAX_UNUSED_NAMES:
+                self.counts[name] += 1
+
+    def to_list(self) -> list[dict[str, Any]]:
+        """`part` is the part of the row format that the column may fill, or an empty text."""
+        return [
+            {
+                "name": clean_text(name)[:100],
+                "count": count,
+                "part": suggest_part(self.mapping, name),
+            }
+            for name, count in self.counts.most_common()
+        ]
 
 
 @dataclass
@@ -148,13 +176,17 @@ def check_sources(
     """
     sources = list(sources)
     problems, staging, insights, signatures = Problems(), Staging(), Insights(), Signatures()
+    unused = UnusedValues(mapping)
     reported_at, written_bytes = time.monotonic(), 0
     with (staging_folder / "rows.jsonl").open("w", encoding="utf-8") as out:
-        for source in sources:
+        for source_index, source in enumerate(sources):
             location_prefix = format_location_prefix(source, len(sources) > 1)
-            for number, record in iter_records(
-                source.path, source.file_format, max_bytes=max_bytes
-            ):
+            records = iter_records(source.path, source.file_format, max_bytes=max_bytes)
+            if mapping.row_format == "chain":
+                index_path = staging_folder / f"chain-{source_index}.sqlite3"
+                index_path.unlink(missing_ok=True)
+                records = link_rows(records, mapping, str(index_path))
+            for number, record in records:
                 location = f"{location_prefix} {number}"
                 row = parse_record(record, mapping, source.split)
                 if isinstance(row, BadRow):
@@ -164,6 +196,7 @@ def check_sources(
                     written_bytes += out.write(content + "\n")
                     staging.add_row(location_prefix, number, row, content)
                     insights.add_row(location, row, text)
+                    unused.add_row(row)
                     signatures.add_text(text)
                 if staging.count + problems.count > MAX_ROWS or written_bytes > max_bytes:
                     raise TooLarge(
@@ -178,7 +211,8 @@ def check_sources(
     facts = staging.collect_arrays()
     facts["first_similar"] = signatures.find_near_duplicates()
     np.savez(staging_folder / "facts.npz", **facts)
-    return build_report(facts, problems, insights, staging.location_prefixes)
+    report = build_report(facts, problems, insights, staging.location_prefixes)
+    return {**report, "unused": unused.to_list()}
 
 
 def build_report(
@@ -216,8 +250,8 @@ def parse_record(record: Any, mapping: ColumnMapping, split: str) -> Row | BadRo
     except RecursionError:
         return BadRow("the row is nested too deeply")
     if sum(len(message["content"]) for message in row.messages) + len(row.text) > MAX_ROW_BYTES:
-        return BadRow(f"the row is larger than {format_binary_bytes(MAX_ROW_BYTES)}; split it")
-    return Row(row.messages, row.tools, row.text, split) if split else row
+        return row_too_large()
+    return replace(row, split=split) if split else row
 
 
 def format_location_prefix(source: Source, has_several_files: bool) -> str:

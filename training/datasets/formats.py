@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 import codecs
+import gzip
+import json
+import re
 import zlib
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, cast
 
-from training.errors import UserError
+from training.datasets.errors import BadFile
+from training.datasets.rows import MAX_ROW_BYTES
 
 FORMATS = {
     "jsonl": "JSON Lines",
     "json": "JSON",
     "csv": "CSV",
     "parquet": "Parquet",
+    "arrow": "Arrow",
     "text": "plain text",
 }
+COLUMNAR_FORMATS = ("parquet", "arrow")
 EXTENSION_FORMATS = {
     ".jsonl": "jsonl",
     ".ndjson": "jsonl",
@@ -29,14 +35,20 @@ EXTENSION_FORMATS = {
 DELIMITERS = {",": "comma", "\t": "tab", ";": "semicolon", "|": "pipe"}
 UNITS = {"paragraph": "a paragraph", "line": "a line"}
 HEAD_BYTES = 65_536
+# The codecs drop the BOM. UTF-32's begins with UTF-16's, so it comes first.
 BOMS = (
-    (codecs.BOM_UTF32_LE, "UTF-32"),
-    (codecs.BOM_UTF32_BE, "UTF-32"),
-    (codecs.BOM_UTF16_LE, "UTF-16"),
-    (codecs.BOM_UTF16_BE, "UTF-16"),
+    (codecs.BOM_UTF32_LE, "utf-32"),
+    (codecs.BOM_UTF32_BE, "utf-32"),
+    (codecs.BOM_UTF16_LE, "utf-16"),
+    (codecs.BOM_UTF16_BE, "utf-16"),
 )
+ENCODINGS_WITH_ZEROS = ("utf-32-le", "utf-32-be", "utf-16-le", "utf-16-be")
+MIN_ASCII_SHARE = 0.05  # of decoded text; JSON and CSV have at least their punctuation
+GZIP_MAGIC, ZIP_MAGIC, PARQUET_MAGIC = b"\x1f\x8b", b"PK\x03\x04", b"PAR1"
+# An Arrow file, and the continuation mark of an Arrow stream, which `save_to_disk` writes
+ARROW_MAGICS = (b"ARROW1", b"\xff\xff\xff\xff")
 MAGIC_BYTES = (
-    (b"PK\x03\x04", "a zip or Excel file"),
+    (ZIP_MAGIC, "a zip or Excel file"),
     (b"%PDF", "a PDF"),
     (b"\x89PNG", "a picture"),
     (b"BZh", "a bzip2 file"),
@@ -44,27 +56,30 @@ MAGIC_BYTES = (
     (b"\x28\xb5\x2f\xfd", "a Zstandard file"),
     (b"\x80\x04", "a Python pickle"),
 )
-
-
-class BadFile(UserError):
-    """The file cannot be read as data."""
+EXCEL_SEPARATOR = re.compile("sep=(.)\r?\n")  # the first line that Excel writes
 
 
 @dataclass(frozen=True)
 class Format:
     kind: str
-    zipped: bool = False
+    zipped: bool = False  # gzip
+    encoding: str = "utf-8"
     delimiter: str = ","
     header: bool = True
     unit: str = "paragraph"  # how plain text is split into rows
+    has_cr_lines: bool = False  # lines end with a carriage return alone
 
     @property
     def location_unit(self) -> str:
         """The unit of a record's location; columnar files have rows instead of lines."""
-        return "row" if self.kind == "parquet" else "line"
+        return "row" if self.kind in COLUMNAR_FORMATS else "line"
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
+
+
+def open_file(path: Path, zipped: bool) -> BinaryIO:
+    return cast(BinaryIO, gzip.open(path, "rb")) if zipped else path.open("rb")
 
 
 def detect_format(path: Path, name: str) -> Format:
@@ -74,76 +89,142 @@ def detect_format(path: Path, name: str) -> Format:
         BadFile: empty, binary, or in another encoding; the message names it.
     """
     with path.open("rb") as file:
-        head = file.read(HEAD_BYTES)
-    zipped = head.startswith(b"\x1f\x8b")
-    if zipped:
-        head = decompress_head(head)
+        zipped = file.read(2) == GZIP_MAGIC
+    head = read_head(path, zipped, HEAD_BYTES)
     stem = name.lower().removesuffix(".gz")
     if not head.removeprefix(codecs.BOM_UTF8).strip():
         raise BadFile("The file is empty.", field="file")
-    if head.startswith(b"PAR1"):
-        if zipped:
-            raise BadFile(
-                "This is a gzipped Parquet file. Parquet is already compressed; upload it without "
-                "gzip.",
-                field="file",
-            )
-        return Format("parquet")
-    return detect_text_format(decode_text_head(head), stem, zipped)
+    for magics, kind in (((PARQUET_MAGIC,), "parquet"), (ARROW_MAGICS, "arrow")):
+        if head.startswith(magics):
+            if zipped:
+                raise BadFile(
+                    f"This is a gzipped {FORMATS[kind]} file. Upload it without gzip.",
+                    field="file",
+                )
+            return Format(kind)
+    encoding = detect_encoding(head)
+    text = decode_head(head, encoding)
+    if text.lstrip()[:1] in ("{", "["):  # the first row may be longer than the head
+        text = decode_head(read_head(path, zipped, MAX_ROW_BYTES), encoding)
+    has_cr_lines = "\n" not in text and "\r" in text.strip()
+    if has_cr_lines:
+        text = text.replace("\r", "\n")
+    return detect_text_format(
+        text, stem, zipped=zipped, encoding=encoding, has_cr_lines=has_cr_lines
+    )
 
 
-def decompress_head(head: bytes) -> bytes:
-    try:
-        return zlib.decompressobj(wbits=31).decompress(head, HEAD_BYTES)
-    except zlib.error as error:
-        raise BadFile("The gzip file is corrupt.", field="file") from error
+def read_head(path: Path, zipped: bool, size: int) -> bytes:
+    """The first bytes of a file, unpacked; fewer than `size` if the rest cannot be read."""
+    head = bytearray()
+    with open_file(path, zipped) as file:
+        try:
+            while len(head) < size and (chunk := file.read1(size - len(head))):  # type: ignore[attr-defined]
+                head += chunk
+        except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+            if not head:
+                raise BadFile("The gzip file is corrupt.", field="file") from error
+    return bytes(head)
 
 
-def decode_text_head(head: bytes) -> str:
-    """The first bytes as text.
+def detect_encoding(head: bytes) -> str:
+    """The encoding of a text file.
 
     Raises:
-        BadFile: they are binary, or in another encoding than UTF-8.
+        BadFile: the file is binary.
     """
     for bom, encoding in BOMS:
         if head.startswith(bom):
-            raise BadFile(f"The file is encoded as {encoding}; save it as UTF-8.", field="file")
+            return encoding
     for magic, description in MAGIC_BYTES:
         if head.startswith(magic):
             raise BadFile(
                 f"The file is {description}. Supported formats: {', '.join(FORMATS.values())}.",
                 field="file",
             )
-    if b"\0" in head:
-        raise BadFile(
-            f"The file is binary (zero byte at position {head.index(0) + 1}), not text or Parquet.",
-            field="file",
-        )
+    if b"\0" not in head:
+        return "utf-8"
+    whole = head[: len(head) // 4 * 4] or head
+    for encoding in ENCODINGS_WITH_ZEROS:
+        text = whole.decode(encoding, errors="replace")[:-1]
+        readable = sum(c.isascii() and (c.isprintable() or c in "\t\r\n") for c in text)
+        if "\0" not in text and "\ufffd" not in text and readable > MIN_ASCII_SHARE * len(text):
+            return encoding
+    raise BadFile(
+        f"The file is binary (zero byte at position {head.index(0) + 1}), not text, Parquet or "
+        "Arrow.",
+        field="file",
+    )
+
+
+def decode_head(head: bytes, encoding: str) -> str:
+    """The first bytes as text.
+
+    Raises:
+        BadFile: they are not text in the encoding.
+    """
+    if encoding != "utf-8":
+        return head.decode(encoding, errors="replace")
     text = head.decode("utf-8-sig", errors="surrogateescape")
-    bad_bytes = sum("\udc80" <= c <= "\udcff" for c in text[:-4])
-    if bad_bytes > len(text) / 10:
+    bad_bytes = sum("\udc80" <= c <= "\udcff" for c in text[:HEAD_BYTES])
+    if bad_bytes > max(4, len(text) / 10):
         raise BadFile("The file is not UTF-8 text; save it as UTF-8.", field="file")
     return text
 
 
-def detect_text_format(head: str, name: str, zipped: bool) -> Format:
+def detect_text_format(head: str, name: str, **options: Any) -> Format:
+    """The format of a text; `options` are further fields of the format."""
     extension_format = EXTENSION_FORMATS.get(Path(name).suffix, "")
-    first = head.lstrip()[:1]
-    if extension_format == "csv" or (
-        not extension_format and first not in ("{", "[") and detect_delimiter(head, name)
-    ):
-        return Format("csv", zipped, detect_delimiter(head, name) or ",")
-    if extension_format == "text" or (not extension_format and first not in ("{", "[")):
-        return Format("text", zipped)
-    if extension_format == "json" and first == "{" and head.split("\n", 1)[0].strip() != "{":
-        return Format("jsonl", zipped)  # named .json, but one object per line
-    return Format("json" if first == "[" or extension_format == "json" else "jsonl", zipped)
+    json_kind = detect_json_kind(head)
+    is_json_name = extension_format in ("json", "jsonl")
+    if json_kind and (is_json_name or not extension_format or is_json_line(head)):
+        return Format(json_kind, **options)
+    if extension_format == "csv" or (not extension_format and detect_delimiter(head, name)):
+        return Format("csv", delimiter=detect_delimiter(head, name) or ",", **options)
+    if is_json_name:
+        return Format(extension_format, **options)
+    return Format("text", **options)
+
+
+def is_json_line(head: str) -> bool:
+    """Whether the first line is a JSON object or array, whatever the file is called."""
+    return isinstance(parse_line(head.strip().split("\n", 1)[0]), dict | list)
+
+
+def parse_line(line: str) -> Any:
+    """The JSON value of a line, or None. A comma may follow it."""
+    try:
+        return json.loads(line.strip().removesuffix(","))
+    except (ValueError, RecursionError):
+        return None
+
+
+def detect_json_kind(head: str) -> str:
+    """`jsonl` if each line is one value, `json` for any other JSON, or an empty text.
+
+    A file of one line is `json`, whose reader also takes objects and arrays one after another.
+    """
+    if head.lstrip()[:1] not in ("{", "["):
+        return ""
+    lines = [line.strip() for line in head.strip().split("\n", 50)[:50] if line.strip()]
+    if len(lines) < 2:
+        return "json"
+    first = lines[0].removesuffix(",")
+    if parse_line(first) is not None:
+        return "jsonl"
+    # The first line may be the only bad one: then its brackets are balanced, as in other lines.
+    is_balanced = first.startswith("{") and all(
+        first.count(opening) == first.count(closing) for opening, closing in ("{}", "[]")
+    )
+    return "jsonl" if is_balanced and lines[1][:1] in ("{", "[") else "json"
 
 
 def detect_delimiter(head: str, name: str) -> str:
     """The delimiter that occurs equally often in the first lines; empty if none does. (csv.Sniffer
     needs hours for some lines.)
     """
+    if separator := EXCEL_SEPARATOR.match(head):
+        return separator[1] if separator[1] in DELIMITERS else ""
     if name.endswith(".tsv"):
         return "\t"
     lines = [line for line in head.splitlines()[:6] if line.strip()]

@@ -9,6 +9,7 @@ import re
 from collections import Counter
 from typing import Any
 
+from training.datasets.rendered_text import CONTROL_MARKS
 from training.datasets.rows import Row
 
 MAX_LABELS = 50  # more distinct answers are not labels
@@ -83,6 +84,7 @@ class Insights:
         self.labels: Counter[str] | None = Counter()
         self.secrets: list[dict[str, Any]] = []
         self.addresses: list[dict[str, Any]] = []
+        self.control_marks: list[dict[str, Any]] = []
         self.counts: Counter[str] = Counter()
         self.longest: list[tuple[int, int, str]] = []
         self.shortest: list[tuple[int, int, str]] = []
@@ -96,6 +98,8 @@ class Insights:
         row_json = row.to_json()[:MAX_SCANNED_CHARACTERS]  # includes system prompts and tools
         for kind in self.find_secrets(row_json):
             self.record_finding(self.secrets, "secrets", location, kind)
+        if mark := CONTROL_MARKS.search(row_json):
+            self.record_finding(self.control_marks, "control_marks", location, mark[0])
         if "@" in row_json:
             for address in EMAIL_PATTERN.findall(row_json):
                 if is_private(address):
@@ -151,6 +155,10 @@ class Insights:
             ],
             "secrets": {"count": self.counts["secrets"], "examples": self.secrets},
             "addresses": {"count": self.counts["addresses"], "examples": self.addresses},
+            "control_marks": {
+                "count": self.counts["control_marks"],
+                "examples": self.control_marks,
+            },
             "longest": [
                 {"location": location, "characters": size}
                 for size, _, location in sorted(self.longest, reverse=True)

@@ -1,5 +1,5 @@
-"""Strict JSON parsing, and a streaming reader for a JSON array: a file of gigabytes needs the
-memory of one row.
+"""Strict JSON parsing, and a streaming reader for JSON files of any shape: a file of gigabytes
+needs the memory of one row.
 """
 
 from __future__ import annotations
@@ -7,17 +7,24 @@ from __future__ import annotations
 import codecs
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator, Mapping
 from typing import Any
 
-from training.datasets.rows import MAX_ROW_BYTES, BadRow
+from training.datasets.errors import BadRow
+from training.datasets.rows import MAX_ROW_BYTES, SPLIT_ALIASES, is_message
 from training.formatting import format_binary_bytes
 
 CHUNK_SIZE = 2**16
-WHITESPACE = re.compile(r"[ \t\r\n]*")
+WHITESPACE = re.compile("[ \t\r\n\ufeff]*")  # a BOM is between files that were joined
 # An error this close to the end of the window may be a literal, number or escape that is not
 # complete yet: read more and try again.
 EDGE = 16
+# Keys around the rows of a file, besides the names of the splits
+WRAPPER_KEYS = frozenset(
+    ("data", "rows", "records", "examples", "items", "samples", "instances", "dataset", "results")
+)
+NumberedValue = tuple[int, dict[str, Any] | BadRow]
+Rows = Generator[NumberedValue, None, bool]  # returns whether reading can go on
 
 
 def check_unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -30,6 +37,7 @@ def check_unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 DECODER = json.JSONDecoder(object_pairs_hook=check_unique_keys)
+LENIENT_DECODER = json.JSONDecoder()
 
 
 def parse_json(text: str) -> Any:
@@ -48,6 +56,22 @@ def parse_json(text: str) -> Any:
         ) from error
     except ValueError as error:  # a number of more than 4,300 digits
         raise BadRow(f"unsupported JSON: {error}") from error
+
+
+def to_record(value: Any) -> dict[str, Any] | BadRow:
+    """A JSON value as a record: an object as it is, a list of messages as a conversation, a list of
+    texts and numbers as columns, and a text as plain text.
+    """
+    if isinstance(value, dict | BadRow):
+        return value
+    if isinstance(value, str):
+        return {"text": value}
+    if isinstance(value, list) and value:
+        if all(isinstance(item, dict) for item in value):
+            return {"conversations" if "from" in value[0] else "messages": value}
+        if not any(isinstance(item, list | dict) for item in value):
+            return {f"column {number}": item for number, item in enumerate(value, start=1)}
+    return BadRow("expected a JSON object")
 
 
 class JsonReader:
@@ -86,43 +110,71 @@ class JsonReader:
             if not self.read_more():
                 return ""
 
+    def skip_character(self, character: str) -> bool:
+        """Skip whitespace and the character. Returns False if another one follows."""
+        if self.peek_character() != character:
+            return False
+        self.advance_to(self.position + 1)
+        return True
 
-LENIENT_DECODER = json.JSONDecoder()
+    def is_last_value(self, end: int) -> bool:
+        """Whether only whitespace follows the value that ends at `end`. Nothing is skipped."""
+        length = end - self.position
+        while True:
+            match = WHITESPACE.match(self.text, self.position + length)
+            if match and match.end() < len(self.text):
+                return False
+            if not self.read_more():
+                return True
 
 
-def iter_json_objects(file: Any) -> Iterator[tuple[int, dict[str, Any] | BadRow]]:
-    """The objects of a JSON array, each with the line on which it begins. Nothing after a syntax
-    error can be read.
+def iter_json_objects(file: Any) -> Iterator[NumberedValue]:
+    """The rows of a JSON file, each with the line on which it begins: an array, objects one after
+    another, or an object around arrays of rows. Nothing after a syntax error can be read.
     """
-    yield from iter_array(JsonReader(file))
-
-
-def iter_array(reader: JsonReader) -> Iterator[tuple[int, dict[str, Any] | BadRow]]:
-    first = reader.peek_character()
-    if first != "[":
-        yield (
-            reader.line,
-            BadRow(
-                f"expected a JSON array of rows; found {first or 'nothing'!r}",
-                group="not a JSON array",
-                is_fatal=True,
-            ),
-        )
-        return
-    reader.advance_to(reader.position + 1)
-    while (next_character := reader.peek_character()) and next_character != "]":
-        value, end = read_item(reader)
-        yield (
-            reader.line,
-            value if isinstance(value, dict | BadRow) else BadRow("expected a JSON object"),
-        )
-        if not end:
+    reader = JsonReader(file)
+    is_first = True
+    while first := reader.peek_character():
+        if first == "[":
+            can_go_on = yield from iter_array(reader)
+        elif first == "{":
+            can_go_on = yield from iter_object(reader, is_first)
+        elif first == "," and not is_first:
+            can_go_on = reader.skip_character(",")
+        else:
+            yield (
+                reader.line,
+                BadRow(
+                    f"expected a JSON array or object; found {first!r}",
+                    group="neither a JSON array nor an object",
+                    is_fatal=True,
+                ),
+            )
             return
+        if not can_go_on:
+            return
+        is_first = False
+
+
+def iter_array(reader: JsonReader, split: str = "") -> Rows:
+    """The rows of an array. An array of messages is one row."""
+    conversation: list[Any] = []
+    start_line, is_first, size = reader.line, True, 0
+    reader.skip_character("[")
+    while (next_character := reader.peek_character()) and next_character != "]":
+        line, (value, end) = reader.line, read_item(reader)
+        size += end - reader.position
+        if (conversation or is_first) and is_message(value):
+            if size <= MAX_ROW_BYTES or not conversation:
+                conversation.append(value)
+        else:
+            yield line, add_split(to_record(value), split)
+        is_first = False
+        if not end:
+            return False
         reader.advance_to(end)
         next_character = reader.peek_character()
-        if next_character == ",":
-            reader.advance_to(reader.position + 1)
-            next_character = "" if reader.peek_character() == "]" else ","
+        reader.skip_character(",")  # also after the last row
         if next_character not in (",", "]") and reader.text[reader.position :]:
             yield (
                 reader.line,
@@ -130,23 +182,119 @@ def iter_array(reader: JsonReader) -> Iterator[tuple[int, dict[str, Any] | BadRo
                     "not JSON: expected one comma between two rows", group="not JSON", is_fatal=True
                 ),
             )
-            return
+            return False
+    if conversation:
+        row = row_too_large() if size > MAX_ROW_BYTES else to_record(conversation)
+        yield start_line, add_split(row, split)
     if not next_character:
-        yield (
-            reader.line,
-            BadRow(
-                "the file is incomplete: the closing `]` is missing",
-                group="the file is incomplete",
-                is_fatal=True,
-            ),
-        )
-        return
-    reader.advance_to(reader.position + 1)
-    if reader.peek_character():
-        yield (
-            reader.line,
-            BadRow("content after the closing `]` was not read", group="content after the array"),
-        )
+        yield reader.line, incomplete_file("]")
+        return False
+    return reader.skip_character("]")
+
+
+def incomplete_file(bracket: str) -> BadRow:
+    return BadRow(
+        f"the file is incomplete: the closing `{bracket}` is missing",
+        group="the file is incomplete",
+        is_fatal=True,
+    )
+
+
+def row_too_large() -> BadRow:
+    return BadRow(
+        f"the row is larger than {format_binary_bytes(MAX_ROW_BYTES)}; split it",
+        code="row_too_large",
+    )
+
+
+def add_split(record: dict[str, Any] | BadRow, split: str) -> dict[str, Any] | BadRow:
+    return {"split": split, **record} if split and isinstance(record, dict) else record
+
+
+def iter_object(reader: JsonReader, is_first: bool) -> Rows:
+    """An object as one row, or the rows in it if it is the only value of the file."""
+    line, (value, end) = reader.line, read_item(reader)
+    is_too_large = isinstance(value, BadRow) and value.code == "row_too_large"
+    if is_first and is_too_large:
+        return (yield from iter_wrapper(reader))
+    if is_first and end and isinstance(value, dict):
+        length = end - reader.position
+        is_only_value = reader.is_last_value(end)
+        end = reader.position + length
+        if is_only_value and find_row_keys(value):
+            return (yield from iter_wrapper(reader, find_row_keys(value)))
+        if is_only_value and (rows := transpose_columns(value)):
+            for row in rows:
+                yield line, row
+            return False
+    yield line, to_record(value)
+    if end:
+        reader.advance_to(end)
+    return bool(end)
+
+
+def find_row_keys(value: Mapping[str, Any]) -> list[str]:
+    """The keys of an object that hold lists of rows: known names, or else all of them. An object
+    that holds messages is a row itself.
+    """
+    if any(isinstance(inner, list) and inner and is_message(inner[0]) for inner in value.values()):
+        return []
+    keys = [
+        key
+        for key, inner in value.items()
+        if isinstance(inner, list)
+        and inner
+        and all(isinstance(item, dict | list) and not is_message(item) for item in inner[:20])
+    ]
+    known = [key for key in keys if key.lower() in WRAPPER_KEYS or key.lower() in SPLIT_ALIASES]
+    return known or keys
+
+
+def transpose_columns(value: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The rows of an object that holds columns, as pandas' `to_json` writes them: lists, or objects
+    keyed by the row's index.
+    """
+    columns = [
+        list(inner.values()) if isinstance(inner, dict) else inner for inner in value.values()
+    ]
+    if len({len(column) if isinstance(column, list) else 0 for column in columns}) != 1:
+        return []
+    if not columns or not columns[0] or len({type(inner) for inner in value.values()}) != 1:
+        return []
+    if any(is_message(cell) for column in columns for cell in column):
+        return []
+    return [dict(zip(value, cells, strict=True)) for cells in zip(*columns, strict=True)]
+
+
+def iter_wrapper(reader: JsonReader, row_keys: list[str] | None = None) -> Rows:
+    """The rows of the arrays in an object. An array whose key names a split is that split.
+    `row_keys` None: the object is too large to be parsed at once, and all arrays hold rows.
+    """
+    start_line, has_rows = reader.line, False
+    reader.skip_character("{")
+    while (next_character := reader.peek_character()) != "}":
+        key, end = read_item(reader)
+        if not end or not isinstance(key, str):
+            problem = key if isinstance(key, BadRow) else incomplete_file("}")
+            yield reader.line, problem
+            return False
+        reader.advance_to(end)
+        reader.skip_character(":")
+        if reader.peek_character() == "[" and (row_keys is None or key in row_keys):
+            has_rows = True
+            split = key if key.lower() in SPLIT_ALIASES else ""
+            if not (yield from iter_array(reader, split)):
+                return False
+        else:
+            value, end = read_item(reader)
+            if not end:
+                yield reader.line, value
+                return False
+            reader.advance_to(end)
+        reader.skip_character(",")
+    if not has_rows:
+        yield start_line, row_too_large()
+    return reader.skip_character(next_character)
 
 
 def read_item(reader: JsonReader) -> tuple[Any, int]:
@@ -157,7 +305,9 @@ def read_item(reader: JsonReader) -> tuple[Any, int]:
         length = len(reader.text) - reader.position
         try:
             try:
-                return DECODER.raw_decode(reader.text, reader.position)
+                value, end = DECODER.raw_decode(reader.text, reader.position)
+                is_too_large = end - reader.position > MAX_ROW_BYTES
+                return row_too_large() if is_too_large else value, end
             except BadRow as bad:  # duplicate key: skip this row, read the next ones
                 return bad, LENIENT_DECODER.raw_decode(reader.text, reader.position)[1]
         except RecursionError:
@@ -171,7 +321,7 @@ def read_item(reader: JsonReader) -> tuple[Any, int]:
                     f"the row is larger than {format_binary_bytes(MAX_ROW_BYTES)}, or a quote or "
                     "bracket is never closed"
                 )
-                return BadRow(message, is_fatal=True), 0
+                return BadRow(message, is_fatal=True, code="row_too_large"), 0
             if is_syntax_error or not reader.read_more():
                 return BadRow(
                     f"not JSON: {error.msg}; the rest of the file cannot be read",

@@ -6,14 +6,16 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from itertools import islice
 from typing import Any
 
-from training.datasets.check import parse_record
+from training.datasets.chains import link_rows
+from training.datasets.check import UnusedValues, parse_record
 from training.datasets.column_mapping import ColumnMapping
+from training.datasets.errors import BadRow
 from training.datasets.models import DatasetVersion, Upload
-from training.datasets.rows import BadRow
+from training.datasets.rows import Row
 from training.datasets.uploads import get_file_format, load_sample
 
 ROWS_PER_PAGE = 10
@@ -21,7 +23,7 @@ MAX_PREVIEW_ROWS = 8
 MAX_PAGE_CHARACTERS = 2_000_000  # in the rows of one page
 MAX_TURNS = 50
 MAX_MESSAGE_CHARACTERS = 4_000  # characters of one message
-Turn = dict[str, str]
+Turn = dict[str, Any]
 
 
 def load_rows(version: DatasetVersion, split: str, start: int, count: int) -> list[dict[str, Any]]:
@@ -59,9 +61,11 @@ def format_turns(row: Mapping[str, Any]) -> list[Turn]:
             }
         )
     for message in row["messages"][:MAX_TURNS]:
-        turns.append(
-            {"role": message["role"], "content": format_message(message)[:MAX_MESSAGE_CHARACTERS]}
-        )
+        if reasoning := message.get("reasoning_content"):
+            turns.append({"role": "reasoning", "content": reasoning[:MAX_MESSAGE_CHARACTERS]})
+        content = format_message(message)[:MAX_MESSAGE_CHARACTERS]
+        is_masked = message.get("weight") == 0
+        turns.append({"role": message["role"], "content": content, "is_masked": is_masked})
     if (hidden_count := len(row["messages"]) - MAX_TURNS) > 0:
         turns.append({"role": "text", "content": f"… {hidden_count:,} more messages"})
     return turns
@@ -79,8 +83,14 @@ def preview_rows(upload: Upload, mapping: ColumnMapping) -> list[dict[str, Any]]
     """The first records of an upload as rows, or the reason why a record is invalid."""
     location_unit = get_file_format(upload).location_unit
     previews: list[dict[str, Any]] = []
-    for number, record, fault in load_sample(upload)[:MAX_PREVIEW_ROWS]:
-        row = BadRow(fault) if record is None else parse_record(record, mapping, "")
+    records: Iterable[tuple[int, dict[str, Any] | BadRow]] = (
+        (number, BadRow(fault) if record is None else record)
+        for number, record, fault in load_sample(upload)
+    )
+    if mapping.row_format == "chain":
+        records = link_rows(records, mapping, ":memory:")
+    for number, record in islice(records, MAX_PREVIEW_ROWS):
+        row = parse_record(record, mapping, "")
         problem = row.message if isinstance(row, BadRow) else ""
         turns = [] if isinstance(row, BadRow) else format_turns(json.loads(row.to_json()))
         split = "" if isinstance(row, BadRow) else row.split
@@ -93,6 +103,16 @@ def preview_rows(upload: Upload, mapping: ColumnMapping) -> list[dict[str, Any]]
             }
         )
     return previews
+
+
+def list_unused_columns(upload: Upload, mapping: ColumnMapping) -> list[dict[str, Any]]:
+    """The columns and message keys of the sample that are not used, with the rows that have one."""
+    unused = UnusedValues(mapping)
+    for _, record, _ in load_sample(upload):
+        row = parse_record(record, mapping, "") if record is not None else None
+        if isinstance(row, Row):
+            unused.add_row(row)
+    return unused.to_list()
 
 
 def get_random_prompt(version: DatasetVersion) -> dict[str, Any] | None:
@@ -142,5 +162,9 @@ def split_prompt(row: Mapping[str, Any], split: str) -> dict[str, Any]:
     messages = [
         {"role": message["role"], "content": format_message(message)} for message in row["messages"]
     ]
-    last = max(index for index, message in enumerate(messages) if message["role"] == "assistant")
+    last = max(
+        index
+        for index, message in enumerate(row["messages"])
+        if message["role"] == "assistant" and message.get("weight") != 0
+    )
     return {"messages": messages[:last], "expected": messages[last]["content"], "split": split}

@@ -17,12 +17,13 @@ from pathlib import Path
 from typing import Any
 
 from training.child_process import emit_message, main, read_params
+from training.datasets.archives import unpack_files
 from training.datasets.build import BuildOptions, build_version
 from training.datasets.check import Source, check_sources
 from training.datasets.column_mapping import ColumnMapping, guess_mapping
-from training.datasets.formats import BadFile, Format, detect_format
+from training.datasets.errors import BadFile, BadRow
+from training.datasets.formats import Format, detect_format
 from training.datasets.records import iter_records
-from training.datasets.rows import BadRow
 from training.errors import UserError
 
 # Address space in bytes (checking 2 GiB uses a tenth of it) and CPU seconds. The web server waits
@@ -37,6 +38,7 @@ SAMPLE_RECORDS = 200
 SAMPLE_BYTES = 512 * 2**10
 SAMPLE_READ_BYTES = 16 * 2**20
 HEARTBEAT_INTERVAL = 5.0
+Sample = list[tuple[int, dict[str, Any] | None, str]]  # line, record or None, problem
 
 
 def emit_progress(done: float, message: str) -> None:
@@ -53,33 +55,48 @@ def emit_heartbeats() -> None:
 
 
 def run_detect(folder: Path, params: dict[str, Any]) -> None:
-    """Detect the formats of all files, read the first records of the first file, and guess the
-    column mapping.
+    """Unpack zips, detect the formats of all files, read the first records of the first file, and
+    guess the column mapping.
+
+    Raises:
+        BadFile: a file cannot be read, or none of its first rows.
     """
-    formats = [
-        Format(**f["format"]) if f.get("format") else detect_format(folder / f["file"], f["name"])
-        for f in params["files"]
+    files = [
+        {**file, "format": file.get("format") or detect_file(folder, file).to_dict()}
+        for file in unpack_files(folder, params["files"], max_bytes=params["max_bytes"])
     ]
-    sample = read_sample(folder / params["files"][0]["file"], formats[0])
-    mapping = guess_mapping([record for _, record, _ in sample if record is not None])
+    sample = read_sample(folder / files[0]["file"], Format(**files[0]["format"]))
+    records = [record for _, record, _ in sample if record is not None]
+    if not any(records):
+        raise BadFile(describe_unreadable(sample, Format(**files[0]["format"])), field="file")
+    mapping = guess_mapping(records)
     (folder / "sample.json").write_text(json.dumps(sample))
-    emit_message(
-        detected={"formats": [form.to_dict() for form in formats], "mapping": mapping.to_dict()}
+    emit_message(detected={"files": files, "mapping": mapping.to_dict()})
+
+
+def detect_file(folder: Path, file: dict[str, Any]) -> Format:
+    return detect_format(folder / file["file"], file["name"])
+
+
+def describe_unreadable(sample: Sample, file_format: Format) -> str:
+    """Why no row of the sample could be read."""
+    line, _, problem = next((item for item in sample if item[2]), (1, None, "no row has a value"))
+    return (
+        f"No row of the file can be read. {file_format.location_unit.capitalize()} {line:,}: "
+        f"{problem}."
     )
 
 
-def read_sample(path: Path, file_format: Format) -> list[tuple[int, dict[str, Any] | None, str]]:
+def read_sample(path: Path, file_format: Format) -> Sample:
     """The first records as (line, record, problem). An error that ends the file also ends the
     sample; the check reports it.
     """
-    sample: list[tuple[int, dict[str, Any] | None, str]] = []
+    sample: Sample = []
     size = 0
     try:
         for line, record in iter_records(path, file_format, max_bytes=SAMPLE_READ_BYTES):
             item = (
-                (line, None, record.message)
-                if isinstance(record, BadRow)
-                else (line, to_json_values(record), "")
+                (line, None, record.message) if isinstance(record, BadRow) else (line, record, "")
             )
             size += len(json.dumps(item))
             if sample and size > SAMPLE_BYTES:
@@ -91,12 +108,6 @@ def read_sample(path: Path, file_format: Format) -> list[tuple[int, dict[str, An
         if not sample:
             raise
     return sample
-
-
-def to_json_values(record: dict[str, Any]) -> dict[str, Any]:
-    """The record with dates and other Parquet types as text."""
-    values: dict[str, Any] = json.loads(json.dumps(record, default=str))
-    return values
 
 
 def run_check(folder: Path, params: dict[str, Any]) -> None:
@@ -125,8 +136,7 @@ def run_fetch(folder: Path, params: dict[str, Any]) -> None:
     files = download_dataset(
         params["hub_id"], folder, max_bytes=params["max_bytes"], report_progress=emit_progress
     )
-    emit_message(files=files)
-    run_detect(folder, {"files": files})
+    run_detect(folder, {**params, "files": files})
 
 
 ACTIONS = {"detect": run_detect, "check": run_check, "save": run_save, "fetch": run_fetch}

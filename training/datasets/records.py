@@ -9,11 +9,13 @@ import io
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import Any, BinaryIO
 
-from training.datasets.formats import BadFile, Format
-from training.datasets.json_items import iter_json_objects, parse_json
-from training.datasets.rows import MAX_ROW_BYTES, BadRow, check_text
+from training.datasets.errors import BadFile, BadRow
+from training.datasets.formats import EXCEL_SEPARATOR, Format, open_file
+from training.datasets.json_items import iter_json_objects, parse_json, row_too_large, to_record
+from training.datasets.rows import MAX_ROW_BYTES, check_text
+from training.datasets.values import clean_record
 from training.formatting import format_binary_bytes
 
 MAX_COLUMNS = 1_000
@@ -24,29 +26,73 @@ NumberedRecord = tuple[int, dict[str, Any] | BadRow]
 csv.field_size_limit(MAX_ROW_BYTES - 4096)
 
 
-def open_file(path: Path, zipped: bool) -> BinaryIO:
-    return cast(BinaryIO, gzip.open(path, "rb")) if zipped else path.open("rb")
-
-
 def iter_records(path: Path, file_format: Format, *, max_bytes: int) -> Iterator[NumberedRecord]:
     """Every record with its line or row number; a broken record is yielded as a BadRow.
 
     Raises:
         BadFile: the rest of the file cannot be read.
     """
+    number = 0
+    try:
+        for number, record in iter_raw_records(path, file_format, max_bytes):
+            if isinstance(record, BadRow):
+                yield number, record
+                continue
+            try:
+                yield number, clean_record(record)
+            except BadRow as bad:
+                yield number, bad
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise BadFile(
+            f"The gzip file is truncated or corrupt after line {number:,}.", field="file"
+        ) from error
+    except UnicodeDecodeError as error:
+        raise BadFile(
+            f"The file is not {file_format.encoding.upper()} after line {number:,} "
+            f"({error.reason}); save it as UTF-8.",
+            field="file",
+        ) from error
+
+
+def iter_raw_records(path: Path, file_format: Format, max_bytes: int) -> Iterator[NumberedRecord]:
     if file_format.kind == "parquet":
         yield from iter_parquet(path, max_bytes)
-        return
-    number = 0
-    with open_file(path, file_format.zipped) as raw:
-        file = LimitedFile(raw, max_bytes)
-        try:
-            for number, value in READERS[file_format.kind](file, file_format):
-                yield number, value
-        except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-            raise BadFile(
-                f"The gzip file is truncated or corrupt after line {number:,}.", field="file"
-            ) from error
+    elif file_format.kind == "arrow":
+        yield from iter_arrow(path, max_bytes)
+    else:
+        with open_file(path, file_format.zipped) as raw:
+            file: Any = LimitedFile(raw, max_bytes)
+            if file_format.encoding != "utf-8" or file_format.has_cr_lines:
+                file = io.BufferedReader(Utf8File(file, file_format))
+            yield from READERS[file_format.kind](file, file_format)
+
+
+class Utf8File(io.RawIOBase):
+    """A file in another encoding or with carriage returns alone, as UTF-8 with newlines."""
+
+    def __init__(self, file: Any, file_format: Format) -> None:
+        self.file, self.has_cr_lines = file, file_format.has_cr_lines
+        # Lone surrogates are kept, so that the row that holds one is reported.
+        self.decoder = codecs.getincrementaldecoder(file_format.encoding)(
+            "surrogateescape" if file_format.encoding == "utf-8" else "surrogatepass"
+        )
+        self.buffer = b""
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, target: Any) -> int:
+        is_at_end = False
+        while not self.buffer and not is_at_end:
+            chunk = self.file.read(2**16)
+            is_at_end = not chunk
+            text = self.decoder.decode(chunk, final=is_at_end)
+            text = text.replace("\r", "\n") if self.has_cr_lines else text
+            has_surrogates = any("\ud800" <= character <= "\udfff" for character in text)
+            self.buffer = text.encode("utf-8", "surrogatepass" if has_surrogates else "strict")
+        size = min(len(target), len(self.buffer))
+        target[:size], self.buffer = self.buffer[:size], self.buffer[size:]
+        return size
 
 
 class LimitedFile(io.RawIOBase):
@@ -86,32 +132,27 @@ def iter_bounded_lines(file: Any) -> Iterator[bytes]:
         yield line
 
 
-def row_too_long_error() -> BadRow:
-    return BadRow(f"the row is larger than {format_binary_bytes(MAX_ROW_BYTES)}; split it")
-
-
 def iter_jsonl(file: Any, _file_format: Format) -> Iterator[NumberedRecord]:
-    for number, line in enumerate(iter_bounded_lines(file), start=1):
+    for number, raw_line in enumerate(iter_bounded_lines(file), start=1):
+        line = raw_line.removeprefix(codecs.BOM_UTF8)  # joined files have one on any line
         if not line.strip():
             continue
         try:
-            yield number, parse_object(line.removeprefix(codecs.BOM_UTF8) if number == 1 else line)
+            yield number, parse_record_line(line)
         except BadRow as bad:
             yield number, bad
 
 
-def parse_object(line: bytes) -> dict[str, Any]:
+def parse_record_line(line: bytes) -> dict[str, Any] | BadRow:
     if len(line) > MAX_ROW_BYTES:
-        raise row_too_long_error()
+        raise row_too_large()
     try:
-        value = parse_json(line.decode("utf-8"))
+        text = line.decode("utf-8")
     except UnicodeDecodeError as error:
         raise BadRow(
             f"byte {error.start + 1} is not UTF-8; save the file as UTF-8", group="not UTF-8"
         ) from error
-    if not isinstance(value, dict):
-        raise BadRow("expected a JSON object")
-    return value
+    return to_record(parse_json(text.strip().removesuffix(",")))
 
 
 class CsvLines:
@@ -123,7 +164,9 @@ class CsvLines:
     def __iter__(self) -> Iterator[str]:
         for line in self.lines:
             self.is_truncated = self.is_truncated or len(line) > MAX_ROW_BYTES
-            yield line.decode("utf-8-sig" if self.is_first else "utf-8", errors="surrogateescape")
+            text = line.decode("utf-8-sig", errors="surrogateescape")
+            # Excel's line is empty for csv.reader, which counts it.
+            yield "\n" if self.is_first and EXCEL_SEPARATOR.fullmatch(text) else text
             self.is_first = False
 
 
@@ -147,7 +190,7 @@ def iter_csv(file: Any, file_format: Format) -> Iterator[NumberedRecord]:
             if file_format.header:
                 continue
         if lines.is_truncated:
-            yield number, row_too_long_error()
+            yield number, row_too_large()
         elif len(cells) != len(header):
             message = f"has {len(cells)} fields; the header has {len(header)}"
             yield number, BadRow(message, group="a row has more or fewer fields than the header")
@@ -192,7 +235,7 @@ def iter_text(file: Any, file_format: Format) -> Iterator[NumberedRecord]:
     block: list[str] = []
     start_line, size = 1, 0
     for number, line in enumerate(iter_bounded_lines(file), start=1):
-        text = line.decode("utf-8-sig" if number == 1 else "utf-8", errors="surrogateescape")
+        text = line.decode("utf-8-sig", errors="surrogateescape")
         ends = file_format.unit == "line" or not text.strip()
         if text.strip():
             start_line = start_line if block else number
@@ -202,13 +245,13 @@ def iter_text(file: Any, file_format: Format) -> Iterator[NumberedRecord]:
         if ends and size:
             yield (
                 start_line,
-                row_too_long_error() if size > MAX_ROW_BYTES else {"text": "".join(block).strip()},
+                row_too_large() if size > MAX_ROW_BYTES else {"text": "".join(block).strip()},
             )
             block, size = [], 0
     if size:
         yield (
             start_line,
-            row_too_long_error() if size > MAX_ROW_BYTES else {"text": "".join(block).strip()},
+            row_too_large() if size > MAX_ROW_BYTES else {"text": "".join(block).strip()},
         )
 
 
@@ -227,22 +270,53 @@ def iter_parquet(path: Path, remaining_bytes: int) -> Iterator[NumberedRecord]:
                     f"{limit}.",
                     field="file",
                 )
-        for batch in file.iter_batches(batch_size=64, use_threads=False):
-            remaining_bytes -= batch.nbytes
-            if remaining_bytes < 0:
-                raise too_large_error()
-            for index in range(batch.num_rows):
-                number += 1
-                row = batch.slice(index, 1)  # one at a time: a small file may contain huge rows
-                yield (
-                    number,
-                    row_too_long_error() if row.nbytes > MAX_ROW_BYTES else row.to_pylist()[0],
-                )
+        for number, record in iter_batches(
+            file.iter_batches(batch_size=64, use_threads=False), remaining_bytes
+        ):
+            yield number, record
     except (pyarrow.ArrowException, OSError, ValueError) as error:
         raise BadFile(
             f"The Parquet file is corrupt after row {number:,}: {str(error).splitlines()[0][:200]}",
             field="file",
         ) from error
+
+
+def iter_arrow(path: Path, remaining_bytes: int) -> Iterator[NumberedRecord]:
+    """The rows of an Arrow file or stream; `datasets.save_to_disk` writes streams."""
+    import pyarrow
+    import pyarrow.ipc
+
+    number = 0
+    try:
+        with pyarrow.OSFile(str(path)) as source:
+            is_file = source.read(6) == b"ARROW1"
+            source.seek(0)
+            reader: Any = (pyarrow.ipc.open_file if is_file else pyarrow.ipc.open_stream)(source)
+            batches = (
+                (reader.get_batch(index) for index in range(reader.num_record_batches))
+                if is_file
+                else reader
+            )
+            for number, record in iter_batches(batches, remaining_bytes):
+                yield number, record
+    except (pyarrow.ArrowException, OSError, ValueError) as error:
+        raise BadFile(
+            f"The Arrow file is corrupt after row {number:,}: {str(error).splitlines()[0][:200]}",
+            field="file",
+        ) from error
+
+
+def iter_batches(batches: Any, remaining_bytes: int) -> Iterator[NumberedRecord]:
+    number = 0
+    for batch in batches:
+        remaining_bytes -= batch.nbytes
+        if remaining_bytes < 0:
+            raise too_large_error()
+        for index in range(batch.num_rows):
+            number += 1
+            row = batch.slice(index, 1)  # one at a time: a small file may contain huge rows
+            is_too_long = row.nbytes > MAX_ROW_BYTES
+            yield number, row_too_large() if is_too_long else row.to_pylist()[0]
 
 
 READERS: dict[str, Callable[[Any, Format], Iterator[NumberedRecord]]] = {

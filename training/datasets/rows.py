@@ -1,18 +1,52 @@
 """Training rows: a conversation or plain text, validated field by field. No files, row formats or
 ORM here.
+
+A message is stored in OpenAI's form: `role`, `content`, `name`, `tool_calls` with `id`,
+`tool_call_id`, `reasoning_content`, and `"weight": 0` for an assistant message that is not trained.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-from training.errors import UserError, to_one_line
+from training.datasets.errors import BadRow
+from training.datasets.values import (
+    clean_value,
+    parse_nested,
+    remove_nulls,
+    remove_schema_nulls,
+)
 
 ROLES = ("system", "user", "assistant", "tool")
-ROLE_ALIASES = {"developer": "system", "function": "tool"}  # OpenAI's newer and older role names
+# Other names of the roles: OpenAI's newer and older ones, ShareGPT's, OpenAssistant's
+ROLE_ALIASES = {
+    **{role: role for role in ROLES},
+    "developer": "system",
+    "function": "tool",
+    "observation": "tool",
+    "function_response": "tool",
+    "tool_response": "tool",
+    "human": "user",
+    "prompter": "user",
+    "gpt": "assistant",
+    "chatgpt": "assistant",
+    "bot": "assistant",
+    "chatbot": "assistant",
+    "model": "assistant",
+    "ai": "assistant",
+    "bing": "assistant",
+    "bard": "assistant",
+}
+CALL_ROLES = ("function_call", "tool_call")  # ShareGPT's turn with one call or a list of calls
+ROLE_KEYS, CONTENT_KEYS = ("role", "from"), ("content", "value", "text")
+# Keys that say whether a message is trained: OpenAI's, Axolotl's and LLaMA-Factory's
+WEIGHT_KEYS = ("weight", "train", "training", "loss")
+REASONING_KEYS = ("reasoning_content", "thinking", "reasoning")
+ASSISTANT_KEYS = ("tool_calls", "function_call", *REASONING_KEYS)
+TEXT_PART_TYPES = ("text", "input_text", "output_text")
 SPLITS = {"train": "Training", "eval": "Held out", "test": "Test"}
 # Other names of the splits in files
 SPLIT_ALIASES = {
@@ -25,34 +59,18 @@ SPLIT_ALIASES = {
     "heldout": "eval",
 }
 MAX_ROW_BYTES = 4 * 2**20
-
-
-class BadRow(UserError):
-    """A faulty row. The message names the field and the problem; the caller adds the location.
-
-    `group` is the message without row-specific values, so that equal problems are reported once.
-    `is_fatal`: the rows after this one were not read either.
-    """
-
-    def __init__(self, message: str, *, group: str = "", is_fatal: bool = False) -> None:
-        super().__init__(clean_text(message)[:300])  # column names are untrusted
-        self.group = clean_text(group or message)[:160]
-        self.is_fatal = is_fatal
-
-
-def clean_text(text: str) -> str:
-    """Text that can be stored and displayed: without control characters and lone surrogates."""
-    return to_one_line(text.encode("utf-8", errors="replace").decode())
+Message = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class Row:
     """Either `messages` (with the `tools` they may call) or `text`."""
 
-    messages: tuple[dict[str, Any], ...] = ()
+    messages: tuple[Message, ...] = ()
     tools: tuple[dict[str, Any], ...] = ()
     text: str = ""
     split: str = ""  # train, eval, test, or empty: assigned when the version is built
+    unused: frozenset[str] = frozenset()  # columns and message keys with a value that is not used
 
     def to_json(self) -> str:
         if self.text:
@@ -60,120 +78,280 @@ class Row:
         tools = {"tools": list(self.tools)} if self.tools else {}
         return json.dumps({"messages": list(self.messages), **tools}, ensure_ascii=False)
 
+    def with_unused(self, *names: str) -> Row:
+        return replace(self, unused=self.unused.union(names)) if names else self
 
-def check_messages(messages: Any, field: str = "messages") -> tuple[dict[str, Any], ...]:
-    """Validate OpenAI messages: the system message comes first, and an assistant message exists.
+
+def is_message(value: Any) -> bool:
+    """Whether a value looks like a message: an object with a role."""
+    return (
+        isinstance(value, Mapping)
+        and any(isinstance(value.get(key), str) for key in ROLE_KEYS)
+        and any(key in value for key in (*CONTENT_KEYS, *ASSISTANT_KEYS))
+    )
+
+
+def is_missing(value: Any) -> bool:
+    return value is None or (isinstance(value, str | list | dict) and not value)
+
+
+def build_row(messages: Any, tools: Any = None, *, field: str = "messages", split: str = "") -> Row:
+    """Validate OpenAI or ShareGPT messages: the system message comes first, and an assistant
+    message is trained.
 
     Raises:
         BadRow: names the message and its field.
     """
     if not isinstance(messages, list) or not messages:
         raise BadRow(f"`{field}` must be a list with at least one message")
+    checked_tools, unused = check_tools(tools), set[str]()
     rows = tuple(
-        check_message(message, position) for position, message in enumerate(messages, start=1)
+        check_message(message, position, checked_tools, field, unused)
+        for position, message in enumerate(messages, start=1)
     )
-    if not any(message["role"] == "assistant" for message in rows):
+    answers = [message for message in rows if message["role"] == "assistant"]
+    if not answers:
         raise BadRow(f"`{field}` has no assistant message to train on")
+    if all(message.get("weight") == 0 for message in answers):
+        raise BadRow(f"every assistant message in `{field}` is masked, so nothing can be trained")
     if any(message["role"] == "system" for message in rows[1:]):
         raise BadRow("the `system` message must come first")
-    return rows
+    return Row(rows, checked_tools, split=split, unused=frozenset(unused))
 
 
-def check_message(message: Any, position: int) -> dict[str, Any]:
+def check_message(
+    message: Any,
+    position: int,
+    tools: tuple[dict[str, Any], ...],
+    field: str,
+    unused: set[str],
+) -> Message:
+    """The message in the form that is stored. Adds the keys that are not used to `unused`."""
     if not isinstance(message, Mapping):
         raise BadRow(
             f"message {position} must be an object with `role` and `content`",
             group="a message is not an object",
         )
-    role = message.get("role")
-    role = ROLE_ALIASES.get(role, role) if isinstance(role, str) else role
-    if role not in ROLES:
+    prefix = f"message {position}: "
+    role_key = next((key for key in ROLE_KEYS if message.get(key) is not None), "role")
+    sender = message.get(role_key)
+    usual_key = "value" if role_key == "from" else "content"
+    content_key = next((key for key in CONTENT_KEYS if message.get(key) is not None), usual_key)
+    content, used = message.get(content_key), {role_key, content_key, "name"}
+    if sender in CALL_ROLES:
+        role, calls, content = "assistant", parse_call_turn(content, position), None
+    else:
+        role, calls = parse_role(sender, role_key, prefix), None
+    reasoning = ""
+    if role == "assistant":
+        used.update(("tool_calls", "function_call"))
+        calls = calls or find_calls(message, position)
+        reasoning, content = take_reasoning(message, content, prefix, used)
+    checked_calls = check_tool_calls(calls, position, tools)
+    content = join_text_parts(content, prefix)
+    is_content_optional = bool(checked_calls or reasoning)
+    text = (
+        "" if content is None and is_content_optional else check_text(content, content_key, prefix)
+    )
+    checked: Message = {"role": role, "content": text}
+    if role == "assistant" and not checked_calls and not text.strip():
         raise BadRow(
-            f"message {position}: `role` is {shorten_value(message.get('role'))}; expected system, "
-            "user, assistant or tool",
-            group="`role` is not one of system, user, assistant or tool",
-        )
-    calls = check_tool_calls(message.get("tool_calls"), position) if role == "assistant" else []
-    content = message.get("content")
-    content = "" if content is None and calls else join_text_parts(content)
-    checked: dict[str, Any] = {
-        "role": role,
-        "content": check_text(content, "content", f"message {position}: "),
-    }
-    if role == "assistant" and not calls and not checked["content"].strip():
-        raise BadRow(
-            f"message {position}: `content` of the assistant is empty",
+            f"{prefix}`content` of the assistant is empty",
             group="`content` of the assistant is empty",
         )
-    if calls:
-        checked["tool_calls"] = calls
-    if role == "tool":
-        known = [key for key in ("name", "tool_call_id") if isinstance(message.get(key), str)]
-        checked |= {key: check_text(message[key], key, f"message {position}: ") for key in known}
+    if isinstance(message.get("name"), str) and message["name"]:
+        checked["name"] = check_text(message["name"], "name", prefix)
+    if reasoning:
+        checked["reasoning_content"] = reasoning
+    if checked_calls:
+        checked["tool_calls"] = checked_calls
+    if role == "tool" and isinstance(message.get("tool_call_id"), str):
+        checked["tool_call_id"] = check_text(message["tool_call_id"], "tool_call_id", prefix)
+        used.add("tool_call_id")
+    if role == "assistant" and not is_trained(message, prefix):
+        checked["weight"] = 0
+    used.update(WEIGHT_KEYS if role == "assistant" else list_false_weights(message, prefix))
+    unused.update(
+        f"{field}[].{key}"
+        for key, value in message.items()
+        if key not in used and not is_missing(value)
+    )
     return checked
 
 
-def join_text_parts(content: Any) -> Any:
+def parse_role(sender: Any, role_key: str, prefix: str) -> str:
+    role = ROLE_ALIASES.get(sender.strip().lower()) if isinstance(sender, str) else None
+    if role is None:
+        raise BadRow(
+            f"{prefix}`{role_key}` is {shorten_value(sender)}; expected system, user, assistant or "
+            "tool",
+            group=f"`{role_key}` is not one of system, user, assistant or tool",
+        )
+    return role
+
+
+def is_trained(message: Mapping[str, Any], prefix: str) -> bool:
+    """False if a key masks the message, such as OpenAI's `"weight": 0`."""
+    return all(parse_weight(message.get(key), key, prefix, default=True) for key in WEIGHT_KEYS)
+
+
+def list_false_weights(message: Mapping[str, Any], prefix: str) -> list[str]:
+    """The keys that mask a message of another role, which changes nothing: only assistant messages
+    are trained. A wish to train such a message is not met, so it is listed as unused.
+    """
+    return [
+        key for key in WEIGHT_KEYS if not parse_weight(message.get(key), key, prefix, default=False)
+    ]
+
+
+def parse_weight(value: Any, key: str, prefix: str, *, default: bool) -> bool:
+    """Raises BadRow: the value is neither 0, 1, true nor false."""
+    if is_missing(value):
+        return default
+    if isinstance(value, str) and value.strip().lower() in ("true", "false", "0", "1"):
+        return value.strip().lower() in ("true", "1")
+    if isinstance(value, bool | int | float) and value in (0, 1):
+        return bool(value)
+    raise BadRow(
+        f"{prefix}`{key}` is {shorten_value(value)}; expected 0 or 1",
+        group=f"`{key}` is not 0 or 1",
+    )
+
+
+def take_reasoning(
+    message: Mapping[str, Any], content: Any, prefix: str, used: set[str]
+) -> tuple[str, Any]:
+    """The reasoning of an assistant message, from a key of its own or from content parts, and the
+    content without it.
+    """
+    reasoning = ""
+    for key in REASONING_KEYS:
+        value = message.get(key)
+        if is_missing(value):
+            continue
+        text = check_text(join_text_parts(value, prefix), key, prefix)
+        if not reasoning or text == reasoning:
+            reasoning = text
+            used.add(key)
+    if not reasoning and isinstance(content, list):
+        thoughts = [
+            part["thinking"]
+            for part in content
+            if isinstance(part, Mapping)
+            and part.get("type") == "thinking"
+            and isinstance(part.get("thinking"), str)
+        ]
+        if thoughts:
+            reasoning = check_text("".join(thoughts), "thinking", prefix)
+            content = [part for part in content if part.get("type") != "thinking"] or None
+    return reasoning if reasoning.strip() else "", content
+
+
+def join_text_parts(content: Any, prefix: str = "") -> Any:
     """OpenAI's list of text parts joined into one text; any other value unchanged."""
     if isinstance(content, list) and content and all(isinstance(part, Mapping) for part in content):
-        kinds = {str(part.get("type")) for part in content} - {"text"}
+        kinds = {str(part.get("type") or "text") for part in content} - {*TEXT_PART_TYPES}
         if kinds:
             kind = sorted(kinds)[0]
             raise BadRow(
-                f"`content` has a part of type `{kind[:40]}`; only text is supported",
+                f"{prefix}`content` has a part of type `{kind[:40]}`; only text is supported",
                 group="`content` is not only text",
             )
-        return "".join(str(part.get("text", "")) for part in content)
+        return "".join(check_text(part.get("text"), "text", prefix) for part in content)
     return content
 
 
-def check_tool_calls(calls: Any, position: int) -> list[dict[str, Any]]:
+def parse_call_turn(content: Any, position: int) -> list[Any]:
+    """The calls of ShareGPT's `function_call` turn: an object, or a list of them."""
+    calls = parse_nested(content)
+    if isinstance(calls, str) or is_missing(calls):
+        raise BadRow(
+            f"message {position}: the tool call is not JSON",
+            group="a `function_call` turn is not JSON",
+        )
+    calls = calls if isinstance(calls, list) else [calls]
+    return [
+        call if isinstance(call, Mapping) and "function" in call else {"function": call}
+        for call in calls
+    ]
+
+
+def find_calls(message: Mapping[str, Any], position: int) -> Any:
+    """The calls of an OpenAI message, also from the older `function_call`."""
+    calls, legacy = message.get("tool_calls"), message.get("function_call")
+    if is_missing(legacy) or legacy in ("none", "auto"):
+        return calls
+    if not is_missing(calls):
+        raise BadRow(
+            f"message {position} has both `tool_calls` and `function_call`; keep one",
+            group="a message has both `tool_calls` and `function_call`",
+        )
+    return [{"function": legacy}]
+
+
+def check_tool_calls(
+    calls: Any, position: int, tools: tuple[dict[str, Any], ...] = ()
+) -> list[dict[str, Any]]:
     """Validate tool calls and parse their arguments to objects: OpenAI sends them as text, but chat
     templates expect objects.
     """
-    if calls is None:
+    calls = parse_nested(calls)
+    if is_missing(calls):
         return []
     if not isinstance(calls, list):
         raise BadRow(
             f"message {position}: `tool_calls` must be a list", group="`tool_calls` is not a list"
         )
+    schemas = {tool["function"].get("name"): tool["function"].get("parameters") for tool in tools}
     checked = []
     for call in calls:
-        function = call.get("function") if isinstance(call, Mapping) else None
+        function = call.get("function", call) if isinstance(call, Mapping) else None
         name = function.get("name") if isinstance(function, Mapping) else None
         if not isinstance(function, Mapping) or not isinstance(name, str) or not name:
             raise BadRow(
                 f"message {position}: a tool call has no `function.name`",
                 group="a tool call has no `function.name`",
             )
-        arguments = function.get("arguments", {})
+        arguments = function.get("arguments")
         if isinstance(arguments, str):
-            arguments = parse_json_or_none(arguments or "{}")
+            arguments = clean_value(parse_json_or_none(arguments or "{}"))
+        else:
+            arguments = {} if arguments is None else remove_nulls(arguments, schemas.get(name))
         if not isinstance(arguments, dict) or len(name) > 100:
             raise BadRow(
                 f"message {position}: `arguments` of `{name[:40]}` are not a JSON object",
                 group="`arguments` of a tool call are not a JSON object",
             )
-        checked.append({"type": "function", "function": {"name": name, "arguments": arguments}})
+        call_id = {"id": call["id"]} if isinstance(call.get("id"), str) and call["id"] else {}
+        checked.append(
+            {**call_id, "type": "function", "function": {"name": name, "arguments": arguments}}
+        )
     check_text(to_json_text(checked, "tool_calls"), "tool_calls", f"message {position}: ")
     return checked
 
 
 def check_tools(tools: Any) -> tuple[dict[str, Any], ...]:
-    if tools in (None, "", []):
+    """Validate tools. A bare function (OpenAI's older `functions`) becomes a tool."""
+    is_text = isinstance(tools, str)
+    tools = parse_nested(tools)
+    if is_missing(tools):
         return ()
-    if isinstance(tools, str):
-        tools = parse_json_or_none(tools)
     if not isinstance(tools, list) or not all(isinstance(tool, dict) for tool in tools):
         raise BadRow("`tools` must be a list of objects")
+    if not is_text:  # Arrow adds no nulls to JSON that is stored as text
+        tools = remove_schema_nulls(tools)
+    tools = [
+        tool if isinstance(tool.get("function"), dict) else {"type": "function", "function": tool}
+        for tool in tools
+    ]
     check_text(to_json_text(tools, "tools"), "tools")
     return tuple(tools)
 
 
 def to_json_text(value: Any, field: str) -> str:
     try:
-        return json.dumps(value, ensure_ascii=False)
-    except TypeError as error:  # Parquet has dates and decimals
+        return json.dumps(value, ensure_ascii=False, allow_nan=False)
+    except (TypeError, ValueError) as error:
         raise BadRow(
             f"`{field}` holds a value that JSON does not support ({error})",
             group=f"`{field}` holds a value that JSON does not support",

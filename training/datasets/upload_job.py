@@ -98,7 +98,6 @@ def finish_upload(job: Job, result: dict[str, Any]) -> None:
             upload, report=result["report"], state=UploadState.CHECKED, progress_message=""
         )
     else:
-        upload.files = result["files"]
         apply_detection(upload, result["detected"])
         size = sum((upload.folder / file["file"]).stat().st_size for file in upload.files)
         changes = {

@@ -15,10 +15,15 @@ from django.views.decorators.http import require_POST
 
 from training.datasets import uploads
 from training.datasets.build import BuildOptions
-from training.datasets.column_mapping import ROW_FORMAT_PARTS, ROW_FORMATS, ColumnMapping
+from training.datasets.column_mapping import (
+    PART_QUESTIONS,
+    ROW_FORMAT_PARTS,
+    ROW_FORMATS,
+    ColumnMapping,
+)
 from training.datasets.formats import DELIMITERS, UNITS
 from training.datasets.models import Dataset, Upload, UploadState
-from training.datasets.preview import preview_rows
+from training.datasets.preview import list_unused_columns, preview_rows
 from training.datasets.services import discard_upload
 from training.datasets.upload_handler import format_upload_limit, save_pasted_rows, was_too_large
 from training.datasets.uploads import NamedFile
@@ -118,12 +123,20 @@ def build_page_context(upload: Upload) -> dict[str, Any]:
     }
     if upload.state in (UploadState.DRAFT, UploadState.FAILED) and upload.mapping:
         values |= build_mapping_context(upload, ColumnMapping(**upload.mapping))
+    elif upload.state == UploadState.CHECKED:
+        report = upload.report
+        values |= {
+            "mapping": ColumnMapping(**upload.mapping),
+            "unused": describe_unused(report["unused"]),
+            "unused_of": f"{report['rows'] + report['problems']['count']:,} rows",
+        }
     return values
 
 
 def build_mapping_context(upload: Upload, mapping: ColumnMapping) -> dict[str, Any]:
     file_format = uploads.get_file_format(upload)
     rows = preview_rows(upload, mapping) if mapping.is_complete else []
+    unused = list_unused_columns(upload, mapping) if mapping.is_complete else []
     return {
         "file_format": file_format,
         "delimiters": DELIMITERS.items(),
@@ -136,7 +149,14 @@ def build_mapping_context(upload: Upload, mapping: ColumnMapping) -> dict[str, A
             for part, needed in ROW_FORMAT_PARTS[mapping.row_format]
         ],
         "rows": rows,
+        "unused": describe_unused(unused),
+        "unused_of": f"the first {len(uploads.load_sample(upload)):,} rows",
     }
+
+
+def describe_unused(unused: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The columns that are not used, each with the question whether to use it."""
+    return [{**column, "question": PART_QUESTIONS.get(column["part"], "")} for column in unused]
 
 
 def parse_mapping_form(request: AuthenticatedRequest, upload: Upload) -> dict[str, Any]:
@@ -149,6 +169,9 @@ def parse_mapping_form(request: AuthenticatedRequest, upload: Upload) -> dict[st
     if has_new_format:  # other parts: map columns of the same name
         names = uploads.list_column_names(upload)
         columns = {part: columns.get(part) or (part if part in names else "") for part in columns}
+    part, _, column = request.POST.get("use", "").partition("=")  # "Use it as ...?"
+    if part in columns:
+        columns[part] = column
     return {"row_format": row_format, "columns": columns, "split": request.POST.get("split", "")}
 
 

@@ -20,7 +20,8 @@ from django.db import transaction
 from training.child_process import read_messages, run_child, write_params
 from training.datasets.build import BuildOptions
 from training.datasets.column_mapping import ColumnMapping
-from training.datasets.formats import DELIMITERS, UNITS, BadFile, Format
+from training.datasets.errors import BadFile
+from training.datasets.formats import DELIMITERS, UNITS, Format
 from training.datasets.hub import check_hub_id
 from training.datasets.models import Dataset, Upload, UploadState
 from training.errors import Conflict, UserError, to_one_line
@@ -33,6 +34,7 @@ UPLOAD_KIND = "upload"
 DETECTION_TIMEOUT = 40  # the program's own limit is 20 s of CPU
 # Size limit of an unpacked gzip file and of the files written, as a multiple of the upload limit
 MAX_UNPACK_RATIO = 4
+GUESS_NOTE = "The names of the columns do not tell which ones hold the prompt and the answer."
 BUSY_STATES = (UploadState.WAITING, UploadState.WORKING)
 NamedFile = tuple[Path, str, str]  # path, original name, split of all its rows
 
@@ -144,11 +146,7 @@ def run_detection(upload: Upload) -> None:
 
 
 def apply_detection(upload: Upload, detection: dict[str, Any]) -> None:
-    upload.files = [
-        {**file, "format": file_format}
-        for file, file_format in zip(upload.files, detection["formats"], strict=True)
-    ]
-    upload.mapping = detection["mapping"]
+    upload.files, upload.mapping = detection["files"], detection["mapping"]
 
 
 def enqueue_hub_fetch(
@@ -297,11 +295,19 @@ def request_check(upload: Upload) -> None:
     """Enqueue a check.
 
     Raises:
-        Conflict: the files have not been downloaded yet, or a job is already running.
+        Conflict: the mapping is a guess that nobody confirmed, the files have not been downloaded
+            yet, or a job is already running.
         UserError: a required column is missing.
     """
     get_file_format(upload)
-    ColumnMapping.from_dict(upload.mapping)
+    mapping = ColumnMapping.from_dict(upload.mapping)
+    if not mapping.is_certain:
+        raise Conflict(
+            f"The column mapping is a guess. {mapping.note or GUESS_NOTE} Confirm or correct it "
+            "with PATCH.",
+            field="row_format",
+            code="uncertain_mapping",
+        )
     request_job(upload, "check")
 
 

@@ -3,15 +3,18 @@ no batches.
 
 A row is `{"messages": [{"role", "content"}, ...]}`, optionally with `tools`, or `{"text": ...}`. In
 a conversation the assistant's tokens and the end-of-turn token are trained; all others are masked
-with IGNORE_INDEX, unless `train_on_prompt` is set. Plain text is trained completely, without a
-template.
+with IGNORE_INDEX, unless `train_on_prompt` is set. A message with `"weight": 0` is never trained.
+Plain text is trained completely, without a template.
 """
 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +35,12 @@ DEFAULT_TEMPLATE = (
     "message['role'] == 'assistant' %}{{ eos_token }}{% endif %}{{ '\n\n' }}{% endfor %}{% if "
     "add_generation_prompt %}{{ '### Assistant:\n' }}{% endif %}"
 )
+
+# Where a chat template may read the reasoning of a message, the usual name first
+REASONING_KEYS = ("reasoning_content", "thinking", "reasoning")
+# Unicode's private characters that stand for ASCII in `mark_control_tokens`
+PRIVATE_START = 0xF0000
+PRIVATE_CHARACTERS = re.compile(f"[{chr(PRIVATE_START)}-{chr(PRIVATE_START + 127)}]")
 
 Message = dict[str, Any]
 Row = dict[str, Any]
@@ -85,6 +94,15 @@ def ensure_chat_template(tokenizer: Any) -> str:
     return "default"
 
 
+def ends_with_answer(row: Row) -> bool:
+    """Whether the last message of a conversation is an answer that is trained."""
+    return "messages" in row and is_trained(row["messages"][-1])
+
+
+def is_trained(message: Message) -> bool:
+    return bool(message["role"] == "assistant" and message.get("weight") != 0)
+
+
 def render_messages(
     tokenizer: Any,
     row: Row,
@@ -98,7 +116,7 @@ def render_messages(
     Raises:
         DataError: the template rejects the row. For example, Gemma's has no system role.
     """
-    messages, tools = row["messages"][:message_count], row.get("tools")
+    messages, tools = prepare_messages(tokenizer, row["messages"][:message_count]), row.get("tools")
     try:
         return str(
             tokenizer.apply_chat_template(
@@ -113,46 +131,147 @@ def render_messages(
         ) from error
 
 
+def prepare_messages(tokenizer: Any, messages: Sequence[Message]) -> list[Message]:
+    """The messages as the chat template expects them: without `weight`, and with the reasoning
+    under the key that the template reads.
+    """
+    prepared = []
+    for message in messages:
+        fields = {key: value for key, value in message.items() if key != "weight"}
+        if "reasoning_content" in fields:
+            reasoning = fields.pop("reasoning_content")
+            if key := find_reasoning_key(tokenizer):
+                fields[key] = reasoning
+        prepared.append(fields)
+    return prepared
+
+
+def find_reasoning_key(tokenizer: Any) -> str:
+    """The key of a message from which the chat template reads its reasoning: `thinking` in
+    gpt-oss's, `reasoning_content` in Qwen 3's. Empty if the template reads none.
+    """
+    template = tokenizer.get_chat_template()
+    return next((key for key in REASONING_KEYS if re.search(rf"\b{key}\b", template)), "")
+
+
 def encode_prompt(tokenizer: Any, row: Row, message_count: int | None = None) -> list[int]:
     """Token ids of the first `message_count` messages (all if None) and the opening of the
     assistant turn that follows.
     """
+    row = mark_control_tokens(tokenizer, row)
     text = render_messages(tokenizer, row, message_count=message_count, add_generation_prompt=True)
-    return list(tokenizer(text, add_special_tokens=False)["input_ids"])
+    return tokenize_rendered(tokenizer, text)[0]
+
+
+def encode_messages(tokenizer: Any, row: Row) -> list[int]:
+    """Token ids of the complete conversation."""
+    row = mark_control_tokens(tokenizer, row)
+    return tokenize_rendered(tokenizer, render_messages(tokenizer, row))[0]
+
+
+def mark_control_tokens(tokenizer: Any, row: Row) -> Row:
+    """The row with the first character of every control token in its content replaced by a private
+    character, so that `tokenize_rendered` does not read the text of a user as a control token.
+    """
+    tokens = list_control_tokens(tokenizer)
+    if not tokens:
+        return row
+    pattern = compile_alternatives(tokens)
+
+    def mark_text(value: Any) -> Any:
+        if isinstance(value, str):
+            return pattern.sub(lambda match: to_private(match[0][0]) + match[0][1:], value)
+        if isinstance(value, dict):
+            return {key: mark_text(inner) for key, inner in value.items()}
+        return [mark_text(inner) for inner in value] if isinstance(value, list) else value
+
+    marked: Row = mark_text(row)
+    return marked
+
+
+def list_control_tokens(tokenizer: Any) -> tuple[str, ...]:
+    """The special tokens of a tokenizer, the longest first."""
+    added = (token.content for token in tokenizer.added_tokens_decoder.values() if token.special)
+    tokens = {token for token in (*tokenizer.all_special_tokens, *added) if token.strip()}
+    return tuple(sorted(tokens, key=lambda token: (-len(token), token)))
+
+
+@lru_cache(maxsize=8)
+def compile_alternatives(texts: tuple[str, ...]) -> re.Pattern[str]:
+    return re.compile("|".join(re.escape(text) for text in texts))
+
+
+def to_private(character: str) -> str:
+    """A private character of Unicode that stands for an ASCII character."""
+    return chr(PRIVATE_START + ord(character)) if character.isascii() else character
+
+
+def tokenize_rendered(tokenizer: Any, text: str) -> tuple[list[int], list[int]]:
+    """Token ids of a rendered text, and the character at which each token starts. The text is
+    tokenized in one piece, or in pieces that end inside the control tokens of the content.
+    """
+    cuts = [match.end() for match in PRIVATE_CHARACTERS.finditer(text)]
+    text = PRIVATE_CHARACTERS.sub(lambda match: chr(ord(match[0]) - PRIVATE_START), text)
+    ids: list[int] = []
+    starts: list[int] = []
+    for start, end in pairwise([0, *cuts, len(text)]):
+        encoded = tokenizer(text[start:end], add_special_tokens=False, return_offsets_mapping=True)
+        ids += encoded["input_ids"]
+        starts += [start + offset for offset, _ in encoded["offset_mapping"]]
+    return ids, starts
 
 
 def find_assistant_spans(tokenizer: Any, row: Row) -> tuple[str, list[tuple[int, int]]]:
-    """The text of the row, and the character span [start, end) of every assistant turn in it.
+    """The text of the row, and the character span [start, end) of every assistant turn in it that
+    is trained.
 
     A span includes the end-of-turn token, but not the whitespace after it, which is never
     generated. An assistant turn that opens the conversation has no prompt, so it has no span.
 
     Raises:
         DataError: the template renders earlier turns differently when later ones follow, so the
-            spans are unknown; or it drops the tool calls that should be trained.
+            spans are unknown; or it drops the tool calls or the reasoning that should be trained.
     """
     text = render_messages(tokenizer, row)
     spans = []
     for index, message in enumerate(row["messages"]):
-        if message["role"] != "assistant" or index == 0:
-            continue
-        prompt = render_messages(tokenizer, row, message_count=index, add_generation_prompt=True)
-        answered = render_messages(tokenizer, row, message_count=index + 1)
-        if not (
-            text.startswith(prompt)
-            and text.startswith(answered.rstrip())
-            and len(answered) > len(prompt)
-        ):
-            raise DataError(
-                f"The model's chat template changes earlier turns (at message {index + 1}), so the "
-                "answers cannot be separated from the prompt. Keep one answer per row, or set "
-                "train_on_prompt.",
-                code="template_rewrites_turns",
-            )
-        span = (len(prompt), len(answered.rstrip()))
-        check_tool_calls(message, text[slice(*span)], index)
-        spans.append(span)
+        if is_trained(message) and index > 0:
+            span = find_turn_span(tokenizer, row, text, index)
+            check_tool_calls(message, text[slice(*span)], index)
+            check_reasoning(message, text[slice(*span)], index)
+            spans.append(span)
     return text, spans
+
+
+def find_turn_span(tokenizer: Any, row: Row, text: str, index: int) -> tuple[int, int]:
+    prompt = render_messages(tokenizer, row, message_count=index, add_generation_prompt=True)
+    answered = render_messages(tokenizer, row, message_count=index + 1)
+    if not (
+        text.startswith(prompt)
+        and text.startswith(answered.rstrip())
+        and len(answered) > len(prompt)
+    ):
+        raise DataError(
+            f"The model's chat template changes earlier turns (at message {index + 1}), so the "
+            "answers cannot be separated from the prompt. Keep one answer per row, or set "
+            "train_on_prompt.",
+            code="template_rewrites_turns",
+        )
+    return len(prompt), len(answered.rstrip())
+
+
+def check_reasoning(message: Message, rendered: str, index: int) -> None:
+    """Check that the rendered turn has the message's reasoning.
+
+    Raises:
+        DataError: the template drops it, so the model would learn to answer without it.
+    """
+    if message.get("reasoning_content", "").strip() not in rendered:
+        raise DataError(
+            f"The model's chat template drops the reasoning of message {index + 1}, so it cannot "
+            "be trained. Use a model whose template supports reasoning, or remove the reasoning.",
+            code="template_without_reasoning",
+        )
 
 
 def check_tool_calls(message: Message, rendered: str, index: int) -> None:
@@ -182,34 +301,45 @@ def encode_row(
     token.
     """
     if "text" in row:
-        ids = np.asarray(
-            [
-                *get_bos_ids(tokenizer),
-                *tokenizer(row["text"], add_special_tokens=False)["input_ids"],
-            ],
-            dtype=np.int64,
-        )
-        if tokenizer.eos_token_id is not None:
-            ids = np.append(ids, tokenizer.eos_token_id)
+        ids = np.asarray(encode_text(tokenizer, row["text"]), dtype=np.int64)
         return EncodedRow(
             ids[:max_length],
             ids[:max_length].copy(),
             truncated_tokens=max(0, len(ids) - max_length),
         )
+    row = mark_control_tokens(tokenizer, row)
     if train_on_prompt:
         text, spans = render_messages(tokenizer, row), [(0, 2**62)]
     else:
         text, spans = find_assistant_spans(tokenizer, row)
-    encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
-    ids = np.asarray(encoded["input_ids"], dtype=np.int64)
-    starts = np.asarray([start for start, _ in encoded["offset_mapping"]], dtype=np.int64)
-    is_trained = np.zeros(len(ids), dtype=bool)
+    token_ids, token_starts = tokenize_rendered(tokenizer, text)
+    ids, starts = np.asarray(token_ids, dtype=np.int64), np.asarray(token_starts, dtype=np.int64)
+    is_in_span = np.zeros(len(ids), dtype=bool)
     for start, end in spans:
-        is_trained |= (starts >= start) & (starts < end)
-    labels = np.where(is_trained, ids, IGNORE_INDEX)
+        is_in_span |= (starts >= start) & (starts < end)
+    if train_on_prompt:
+        for index, message in enumerate(row["messages"]):
+            if message.get("weight") == 0:
+                start, end = find_turn_span(tokenizer, row, text, index)
+                is_in_span &= (starts < start) | (starts >= end)
+    labels = np.where(is_in_span, ids, IGNORE_INDEX)
     return EncodedRow(
         ids[:max_length], labels[:max_length], truncated_tokens=max(0, len(ids) - max_length)
     )
+
+
+def encode_text(tokenizer: Any, text: str) -> list[int]:
+    """Token ids of plain text, between the tokenizer's BOS token, if it adds one, and its EOS
+    token. Text that was rendered with the model's template already has them.
+    """
+    ids = list(tokenizer(text, add_special_tokens=False)["input_ids"])
+    bos_ids = get_bos_ids(tokenizer)
+    if ids[:1] != bos_ids:
+        ids = bos_ids + ids
+    is_ended = text.rstrip().endswith(list_control_tokens(tokenizer))
+    if tokenizer.eos_token_id is not None and not is_ended:
+        ids.append(tokenizer.eos_token_id)
+    return ids
 
 
 def get_bos_ids(tokenizer: Any) -> list[int]:

@@ -15,7 +15,13 @@ import torch
 from torch import Tensor
 
 from training.engine.batches import Batch, batch_sequences, split_batch
-from training.engine.data.conversations import IGNORE_INDEX, EncodedRow, encode_prompt, get_bos_ids
+from training.engine.data.conversations import (
+    IGNORE_INDEX,
+    EncodedRow,
+    encode_prompt,
+    ends_with_answer,
+    get_bos_ids,
+)
 from training.engine.train.session import Event, Session
 
 MAX_SAMPLE_TOKENS = 64
@@ -126,11 +132,7 @@ def draw_sample(session: Session) -> tuple[list[int], str, str] | None:
     Prompts that are too long are skipped: the memory forecast does not cover them, and the model
     may have no positions for them.
     """
-    answered_rows = [
-        row
-        for row in session.raw_eval_rows
-        if "text" in row or row["messages"][-1]["role"] == "assistant"
-    ]
+    answered_rows = [row for row in session.raw_eval_rows if "text" in row or ends_with_answer(row)]
     max_tokens = compute_max_prompt_tokens(session)
     first = session.step // session.config.eval_steps
     for index in range(first, first + min(len(answered_rows), MAX_PROMPTS_TRIED)):

@@ -18,6 +18,7 @@ from training.engine.data.conversations import (
     EncodedRow,
     encode_prompt,
     encode_row,
+    ends_with_answer,
 )
 from training.engine.stop_requests import StopRequests
 from training.engine.train.evaluate import eval_mode
@@ -57,7 +58,7 @@ def iter_prompts(session: Session) -> Iterator[tuple[list[int], list[int]]]:
     """
     config = session.config
     for row in session.raw_eval_rows[: config.exact_match_rows]:
-        if "text" in row or row["messages"][-1]["role"] != "assistant":
+        if not ends_with_answer(row):
             continue
         try:
             encoded = encode_row(session.tokenizer, row, max_length=config.max_length)

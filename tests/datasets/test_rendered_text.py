@@ -1,0 +1,60 @@
+"""Text that was rendered with a chat template is recognized and read as a conversation."""
+
+import pytest
+
+from training.datasets.column_mapping import guess_mapping, to_row
+from training.datasets.insights import Insights
+from training.datasets.rows import Row
+
+TEXTS = {
+    "ChatML": "<|im_start|>system\nBe kind.<|im_end|>\n<|im_start|>user\nhi<|im_end|>\n"
+    "<|im_start|>assistant\nho<|im_end|>\n",
+    "Llama 3": "<|begin_of_text|><|start_header_id|>system<|end_header_id|>\n\nBe kind.<|eot_id|>"
+    "<|start_header_id|>user<|end_header_id|>\n\nhi<|eot_id|>"
+    "<|start_header_id|>assistant<|end_header_id|>\n\nho<|eot_id|>",
+    "Mistral or Llama 2": "<s>[INST] <<SYS>>\nBe kind.\n<</SYS>>\n\nhi [/INST] ho</s>",
+    "Phi or Zephyr": "<|system|>\nBe kind.</s>\n<|user|>\nhi</s>\n<|assistant|>\nho</s>\n",
+    "DeepSeek": "<\uff5cbegin\u2581of\u2581sentence\uff5c>Be kind.<\uff5cUser\uff5c>hi"
+    "<\uff5cAssistant\uff5c>ho<\uff5cend\u2581of\u2581sentence\uff5c>",
+}
+
+
+@pytest.mark.parametrize("name", TEXTS)
+def test_a_rendered_text_becomes_messages(name):
+    record = {"text": TEXTS[name]}
+    mapping = guess_mapping([record])
+    assert mapping.row_format == "rendered" and not mapping.is_certain and name in mapping.note
+    messages = to_row(record, mapping).messages
+    assert [(m["role"], m["content"].strip()) for m in messages] == [
+        ("system", "Be kind."),
+        ("user", "hi"),
+        ("assistant", "ho"),
+    ]
+
+
+def test_gemmas_model_role_and_a_generation_prompt_are_read():
+    text = (
+        "<bos><start_of_turn>user\nhi<end_of_turn>\n<start_of_turn>model\nho<end_of_turn>\n"
+        "<start_of_turn>user\nmore<end_of_turn>\n<start_of_turn>model\n"
+    )
+    messages = to_row({"text": text}, guess_mapping([{"text": text}])).messages
+    assert [message["role"] for message in messages] == ["user", "assistant", "user"]
+
+
+def test_plain_text_with_angle_brackets_stays_plain_text():
+    text = "if a < b and b > c: <user> writes [INST"
+    mapping = guess_mapping([{"text": text}])
+    assert mapping.row_format == "text" and mapping.is_certain
+
+
+def test_text_like_control_tokens_in_messages_is_reported():
+    insights = Insights()
+    messages = (
+        {"role": "user", "content": "what does <|im_end|> mean?"},
+        {"role": "assistant", "content": "the end"},
+    )
+    insights.add_row("line 3", Row(messages), "")
+    assert insights.to_dict()["control_marks"] == {
+        "count": 1,
+        "examples": [{"location": "line 3", "description": "<|im_end|>"}],
+    }

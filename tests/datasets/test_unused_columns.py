@@ -1,0 +1,127 @@
+"""Every column of a file is used, or listed before anything is saved."""
+
+import json
+
+import pytest
+
+from tests.datasets.files import detect_and_check
+from training.datasets.column_mapping import guess_mapping, to_row
+
+PAIR = {"prompt": "name a river", "completion": "Rhine"}
+
+
+def read_messages(record):
+    return to_row(record, guess_mapping([record])).messages
+
+
+def test_alpaca_history_becomes_earlier_turns():
+    record = {
+        "instruction": "and in France?",
+        "input": "",
+        "output": "Loire",
+        "history": [["name a river", "Rhine"]],
+    }
+    contents = [message["content"] for message in read_messages(record)]
+    assert contents == ["name a river", "Rhine", "and in France?", "Loire"]
+
+
+def test_dollys_context_joins_the_prompt():
+    record = {
+        "instruction": "Which river?",
+        "context": "The Rhine floods.",
+        "response": "the Rhine",
+        "category": "closed_qa",
+    }
+    assert "The Rhine floods." in read_messages(record)[0]["content"]
+
+
+@pytest.mark.parametrize(
+    ("choices", "answer", "trained"),
+    [
+        (["Rhine", "Alps"], 1, "B"),
+        ({"label": ["1", "2"], "text": ["Rhine", "Alps"]}, "1", "1"),
+        ([{"label": "x", "text": "Rhine"}, {"label": "y", "text": "Alps"}], "Rhine", "Rhine"),
+    ],
+)
+def test_choices_join_the_prompt(choices, answer, trained):
+    messages = read_messages({"question": "A river?", "choices": choices, "answer": answer})
+    assert "Rhine" in messages[0]["content"] and "Alps" in messages[0]["content"]
+    assert messages[1]["content"] == trained
+
+
+def test_conversational_prompts_and_completions_are_one_conversation():
+    record = {
+        "prompt": [
+            {"role": "user", "content": "name a river"},
+            {"role": "assistant", "content": "Rhine"},
+            {"role": "user", "content": "another"},
+        ],
+        "completion": [{"role": "assistant", "content": "Loire"}],
+    }
+    messages = read_messages(record)
+    assert [m["content"] for m in messages] == ["name a river", "Rhine", "another", "Loire"]
+    assert [m.get("weight", 1) for m in messages if m["role"] == "assistant"] == [0, 1]
+
+
+@pytest.mark.parametrize("order", [("chosen", "rejected"), ("rejected", "chosen")])
+@pytest.mark.parametrize("as_messages", [True, False])
+def test_preference_data_is_never_trained_without_asking(order, as_messages):
+    def wrap(text):
+        if not as_messages:
+            return text
+        return [
+            {"role": "user", "content": "name a river"},
+            {"role": "assistant", "content": text},
+        ]
+
+    texts = {"chosen": "Rhine", "rejected": "Alps"}
+    record = {name: wrap(texts[name]) for name in order} | (
+        {} if as_messages else {"prompt": "name a river"}
+    )
+    mapping = guess_mapping([record])
+    assert mapping.row_format == "preference" and not mapping.is_certain
+    assert [m["content"] for m in to_row(record, mapping).messages] == ["name a river", "Rhine"]
+
+
+def test_rows_with_feedback_are_not_trained_without_asking():
+    assert not guess_mapping([{**PAIR, "label": False}]).is_certain
+
+
+def test_a_column_of_sentences_that_is_left_out_makes_the_guess_uncertain():
+    notes = {"notes": "only if the water is high"}
+    assert not guess_mapping([{**PAIR, **notes}]).is_certain
+    assert guess_mapping([{**PAIR, "id": 7, "source": "https://example.org/a"}]).is_certain
+
+
+def test_unused_columns_are_counted_with_the_part_that_they_may_fill(tmp_path):
+    rows = [{**PAIR, "prompt": f"name river {i}"} for i in range(4)]
+    rows[0] |= {"history": [["a", "b"]], "stars": 5}
+    rows[1] |= {"stars": 4}
+    rows[2] |= {"history": [], "stars": None}
+    report = detect_and_check(tmp_path, "\n".join(map(json.dumps, rows)).encode(), "a.jsonl")
+    assert report["unused"] == [
+        {"name": "stars", "count": 2, "part": ""},
+        {"name": "history", "count": 1, "part": "history"},
+    ]
+
+
+def test_rows_linked_by_parent_ids_become_conversations(tmp_path):
+    rows = (
+        "id,parent_id,prompt,completion\n"
+        "1,,name a river,Rhine\n"
+        "2,1.0,another,Loire\n"
+        "3,1,and one more,Seine\n"
+        "4,9,lost,row\n"
+        "5,6,a,b\n"
+        "6,5,c,d\n"
+    )
+    report = detect_and_check(tmp_path, rows.encode(), "chain.csv")
+    assert report["rows"] == 2
+    staged = [json.loads(line) for line in (tmp_path / "rows.jsonl").read_text().splitlines()]
+    assert [
+        [(m["content"], m.get("weight", 1)) for m in row["messages"] if m["role"] == "assistant"]
+        for row in staged
+    ] == [[("Rhine", 1), ("Loire", 1)], [("Rhine", 0), ("Seine", 1)]]
+    problems = report["problems"]["messages"]
+    assert len(problems) == 3 and "`parent_id` is `9`" in problems[0]
+    assert "leads back" in problems[1] and problems[1].startswith("line 6")

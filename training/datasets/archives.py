@@ -1,0 +1,119 @@
+"""Unpacks a zip of data files, such as a folder that `datasets.save_to_disk` wrote. Runs only in
+the program that reads uploads, under its limits. No ORM here.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import zipfile
+import zlib
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from training.datasets.errors import BadFile
+from training.datasets.formats import EXTENSION_FORMATS, ZIP_MAGIC
+from training.datasets.hub import split_from_path
+from training.datasets.rows import SPLIT_ALIASES
+
+MAX_FILES = 1_000
+DATA_EXTENSIONS = (".arrow", ".parquet", *EXTENSION_FORMATS)
+DATASETS_METADATA = ("state.json", "dataset_info.json", "dataset_dict.json", "dataset_infos.json")
+
+
+def is_zip(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.read(4) == ZIP_MAGIC
+
+
+def unpack_files(
+    folder: Path, files: list[dict[str, Any]], *, max_bytes: int
+) -> list[dict[str, Any]]:
+    """The files of an upload, with each zip replaced by the data files in it. Their split is the
+    one of the zip, or the one that their folder names.
+
+    Raises:
+        BadFile: a zip is damaged, encrypted or too large, or holds no data files.
+    """
+    unpacked: list[dict[str, Any]] = []
+    for file in files:
+        path = folder / file["file"]
+        if file.get("format") or not is_zip(path):
+            unpacked.append(file)
+            continue
+        try:
+            with zipfile.ZipFile(path) as archive:
+                unpacked += unpack_zip(archive, folder, file, max_bytes)
+        except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError) as error:
+            raise BadFile(f"The zip file is damaged ({error}).", field="file") from error
+        except RuntimeError as error:  # zipfile's error for a password
+            raise BadFile("The zip file is encrypted.", field="file") from error
+        path.unlink()
+    return unpacked
+
+
+def unpack_zip(
+    archive: zipfile.ZipFile, folder: Path, file: dict[str, Any], max_bytes: int
+) -> list[dict[str, Any]]:
+    members = {
+        member.filename.replace("\\", "/"): member
+        for member in archive.infolist()
+        if not member.is_dir() and is_data_file(member.filename.replace("\\", "/"))
+    }
+    if any(member.filename == "xl/workbook.xml" for member in archive.infolist()):
+        raise BadFile("The file is an Excel workbook. Save the sheet as CSV.", field="file")
+    if not members:
+        raise BadFile(
+            "The zip file holds no data files (JSON Lines, JSON, CSV, Parquet, Arrow or text).",
+            field="file",
+        )
+    if len(members) > MAX_FILES:
+        raise BadFile(
+            f"The zip file holds {len(members):,} data files; at most {MAX_FILES:,} are supported.",
+            field="file",
+        )
+    if sum(member.file_size for member in members.values()) > max_bytes:
+        raise BadFile(
+            "The unpacked files exceed the size limit. Split them into smaller uploads.",
+            field="file",
+        )
+    unpacked = []
+    for number, name in enumerate(list_in_order(archive, members), start=1):
+        target = f"{file['file']}.{number}"
+        with archive.open(members[name]) as source, (folder / target).open("wb") as out:
+            shutil.copyfileobj(source, out)  # zipfile ends at the size in the directory
+        stem = PurePosixPath(name).name.split(".")[0].split("-")[0].lower()
+        split = file.get("split") or split_from_path(name) or SPLIT_ALIASES.get(stem, "")
+        unpacked.append({"file": target, "name": name[-100:], "split": split})
+    return sorted(unpacked, key=lambda entry: entry["split"] not in ("", "train"))
+
+
+def is_data_file(name: str) -> bool:
+    """Whether a member is a data file, and neither metadata nor hidden."""
+    path = PurePosixPath(name.lower())
+    return (
+        path.name not in DATASETS_METADATA
+        and PurePosixPath(path.name.removesuffix(".gz")).suffix in DATA_EXTENSIONS
+        and not any(
+            part.startswith((".", "__macosx")) for part in path.parts if part not in (".", "..")
+        )
+    )
+
+
+def list_in_order(archive: zipfile.ZipFile, members: dict[str, zipfile.ZipInfo]) -> list[str]:
+    """The names of the members: Arrow files in the order of their `state.json`, others by name.
+    Files that `datasets` only cached are left out.
+    """
+    listed: list[str] = []
+    for member in archive.infolist():
+        path = PurePosixPath(member.filename.replace("\\", "/"))
+        if path.name == "state.json" and member.file_size < 2**20:
+            try:
+                state = json.loads(archive.read(member))
+                names = [str(entry["filename"]) for entry in state["_data_files"]]
+            except (ValueError, KeyError, TypeError, RecursionError):
+                continue
+            listed += [
+                str(path.parent / name) for name in names if str(path.parent / name) in members
+            ]
+    return listed or sorted(members)
