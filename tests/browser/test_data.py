@@ -15,6 +15,7 @@ from playwright.sync_api import expect
 from tests import tiny
 from tests.browser.instances import sign_in, stop_runs
 from tests.browser.launch_page import open_manual_form, wait_for_summary
+from tests.browser.upload_page import check_and_save, upload_file
 
 pytestmark = pytest.mark.browser
 RECORD_NOTIFICATIONS = """
@@ -63,21 +64,6 @@ FILES = {
     "pairs.parquet": to_parquet([{"prompt": a, "completion": b} for a, b in PAIRS]),
     "story.txt": "\n\n".join(f"{a}. {b}." for a, b in PAIRS).encode(),
 }
-
-
-def upload_file(page, instance, name, content):
-    page.goto(instance.address + "/data/new")
-    page.get_by_label("File", exact=True).set_input_files(
-        {"name": name, "mimeType": "application/octet-stream", "buffer": content}
-    )
-    page.get_by_role("button", name="Upload").click()
-    page.wait_for_url(re.compile(r"/data/uploads/\d+$"))
-
-
-def check_and_save(page):
-    page.get_by_role("button", name=re.compile("Check file")).click()
-    page.get_by_role("button", name="Save as a dataset").click(timeout=30_000)
-    expect(page.get_by_text("View training data")).to_be_visible(timeout=30_000)
 
 
 @pytest.mark.parametrize("name", sorted(FILES))
