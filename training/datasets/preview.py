@@ -23,7 +23,7 @@ MAX_PREVIEW_ROWS = 8
 MAX_PAGE_CHARACTERS = 2_000_000  # in the rows of one page
 MAX_TURNS = 50
 MAX_MESSAGE_CHARACTERS = 4_000  # characters of one message
-Turn = dict[str, Any]
+Turn = dict[str, str]
 
 
 def load_rows(version: DatasetVersion, split: str, start: int, count: int) -> list[dict[str, Any]]:
@@ -64,8 +64,10 @@ def format_turns(row: Mapping[str, Any]) -> list[Turn]:
         if reasoning := message.get("reasoning_content"):
             turns.append({"role": "reasoning", "content": reasoning[:MAX_MESSAGE_CHARACTERS]})
         content = format_message(message)[:MAX_MESSAGE_CHARACTERS]
-        is_masked = message.get("weight") == 0
-        turns.append({"role": message["role"], "content": content, "is_masked": is_masked})
+        turn = {"role": message["role"], "content": content}
+        if message.get("weight") == 0:
+            turn["who"] = f"{message['role']}, not trained"
+        turns.append(turn)
     if (hidden_count := len(row["messages"]) - MAX_TURNS) > 0:
         turns.append({"role": "text", "content": f"… {hidden_count:,} more messages"})
     return turns

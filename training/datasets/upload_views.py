@@ -155,8 +155,9 @@ def build_mapping_context(upload: Upload, mapping: ColumnMapping) -> dict[str, A
 
 
 def describe_unused(unused: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The columns that are not used, each with the question whether to use it."""
-    return [{**column, "question": PART_QUESTIONS.get(column["part"], "")} for column in unused]
+    """The columns that are not used, those first that the user may want to use."""
+    columns = [{**column, "question": PART_QUESTIONS.get(column["part"], "")} for column in unused]
+    return sorted(columns, key=lambda column: not column["question"])
 
 
 def parse_mapping_form(request: AuthenticatedRequest, upload: Upload) -> dict[str, Any]:
