@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 from django.core.paginator import Paginator
@@ -23,6 +22,7 @@ from training.errors import NotFound, UserError, to_one_line
 from training.people.permissions import get_visible
 from training.people.requests import AuthenticatedRequest, async_chunks
 from training.runs.metrics.comparison import flatten_dict
+from training.text_input import parse_json
 
 MAX_BODY_BYTES = 200_000
 VERSIONS_PER_PAGE = 100
@@ -110,10 +110,7 @@ def try_adapter(request: AuthenticatedRequest, adapter_id: int) -> HttpResponseB
     """Stream the reply to the conversation in the request body as server-sent events."""
     if len(request.body) > MAX_BODY_BYTES:
         raise UserError(f"The request body exceeds {MAX_BODY_BYTES:,} bytes.")
-    try:
-        body = json.loads(request.body)
-    except ValueError as error:
-        raise UserError(f"The request body is not valid JSON: {error}") from error
+    body = parse_json(request.body, "The request")
     if not isinstance(body, dict):
         raise UserError("The request body must be a JSON object.")
     return stream_playground(request, adapter_id, body)

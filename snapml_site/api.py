@@ -9,8 +9,10 @@ from typing import Any
 
 from django.core.exceptions import RequestDataTooBig
 from django.http import Http404, HttpRequest, HttpResponse
+from django.utils.datastructures import MultiValueDict
 from ninja import NinjaAPI
 from ninja.errors import AuthenticationError, HttpError, ValidationError
+from ninja.parser import Parser
 from ninja.security import HttpBearer, SessionAuth
 
 from adapters.api import router as adapters
@@ -24,6 +26,7 @@ from training.people.api import router as people
 from training.people.models import Scope, User
 from training.people.tokens import find_token
 from training.runs.api import router as runs
+from training.text_input import check_text, parse_json
 from training.webhooks.api import router as webhooks
 
 log = logging.getLogger("snapml.api")
@@ -51,6 +54,21 @@ class PageAuth(SessionAuth):
     def authenticate(self, request: HttpRequest, key: str | None) -> Any:
         user = request.user
         return user if user.is_authenticated and not user.must_change_password else None
+
+
+class CheckingParser(Parser):
+    """Checks the text and numbers of bodies, forms and queries (training/text_input.py)."""
+
+    def parse_body(self, request: HttpRequest) -> Any:
+        return parse_json(request.body, "The request")
+
+    def parse_querydict(
+        self, data: MultiValueDict[str, Any], list_fields: list[str], request: HttpRequest
+    ) -> dict[str, Any]:
+        for name, values in data.lists():
+            for value in values:
+                check_text(value if isinstance(value, str) else value.name, name)
+        return super().parse_querydict(data, list_fields, request)
 
 
 class Api(NinjaAPI):
@@ -99,6 +117,7 @@ api = Api(
     urls_namespace="api",
     auth=[TokenAuth(), PageAuth()],
     docs_url=None,
+    parser=CheckingParser(),
     description="Fine-tune language models. Send `Authorization: Bearer TOKEN`; `manage.py token "
     "USER` creates a token.",
 )
@@ -155,4 +174,6 @@ def on_exception(request: HttpRequest, error: Exception) -> HttpResponse:
 
 @api.exception_handler(HttpError)
 def on_http_error(request: HttpRequest, error: HttpError) -> HttpResponse:
+    if isinstance(error.__cause__, UserError):  # raised by the parser
+        return on_user_error(request, error.__cause__)
     return problem_response(request, str(error), error.status_code)

@@ -1,4 +1,4 @@
-"""Middleware for sign-in, one-time passwords, and UserError responses."""
+"""Middleware for text input, sign-in, one-time passwords, and UserError responses."""
 
 from __future__ import annotations
 
@@ -7,11 +7,19 @@ from typing import Any
 
 from django.conf import settings
 from django.contrib.auth import middleware
-from django.http import HttpRequest, HttpResponse, HttpResponseBase, JsonResponse
+from django.http import (
+    Http404,
+    HttpRequest,
+    HttpResponse,
+    HttpResponseBase,
+    JsonResponse,
+    QueryDict,
+)
 from django.shortcuts import redirect, render
 from django.urls import reverse
 
 from training.errors import UserError
+from training.text_input import InvalidInput, check_text, clean_value
 
 PASSWORD_PAGE = "password"  # noqa: S105  the name of a page
 
@@ -62,6 +70,52 @@ class OneTimePasswordMiddleware:
         return redirect(PASSWORD_PAGE)
 
 
+class TextInputMiddleware:
+    """Checks the text of every path, query and page form (training/text_input.py); the API's parser
+    and the gateway check their bodies. A cookie that is not text is no cookie.
+    """
+
+    sync_capable = True
+    async_capable = False
+
+    def __init__(self, get_response: Callable[[HttpRequest], HttpResponseBase]) -> None:
+        self.get_response = get_response
+
+    def __call__(self, request: HttpRequest) -> HttpResponseBase:
+        try:
+            for name, value in list(request.COOKIES.items()):
+                if clean_value(value) != value:
+                    del request.COOKIES[name]
+            if clean_value(request.path_info) != request.path_info:
+                return page_not_found(request, Http404())
+            check_fields(request.GET)
+        except InvalidInput as error:
+            return render_user_error(request, error)
+        return self.get_response(request)
+
+    def process_view(
+        self, request: HttpRequest, view: Any, _args: object, _kwargs: object
+    ) -> HttpResponseBase | None:
+        """CSRF protection has read the form of every page; it exempts the API, whose parser reads
+        it after the authentication.
+        """
+        if getattr(view, "csrf_exempt", False):
+            return None
+        try:
+            check_fields(request.POST)
+        except InvalidInput as error:
+            return render_user_error(request, error)
+        return None
+
+
+def check_fields(fields: QueryDict) -> None:
+    """Raises InvalidInput: a field's name or one of its values is not text."""
+    for name, values in fields.lists():
+        check_text(name, "A field's name", field="")
+        for value in values:
+            check_text(value, name)
+
+
 class UserErrorMiddleware:
     """Renders a UserError as a page, a fragment or JSON, with its status. Other exceptions pass
     through.
@@ -77,14 +131,17 @@ class UserErrorMiddleware:
         return self.get_response(request)
 
     def process_exception(self, request: HttpRequest, error: Exception) -> HttpResponseBase | None:
-        if not isinstance(error, UserError):
-            return None
-        if "application/json" in request.headers.get("Accept", ""):
-            return JsonResponse(
-                {"error": {"message": error.message, "field": error.field}}, status=error.status
-            )
-        template = "_error.html" if request.headers.get("HX-Request") else "error.html"
-        return render(request, template, {"error": error}, status=error.status)
+        return render_user_error(request, error) if isinstance(error, UserError) else None
+
+
+def render_user_error(request: HttpRequest, error: UserError) -> HttpResponseBase:
+    is_api = request.path.startswith("/api/")
+    if is_api or "application/json" in request.headers.get("Accept", ""):
+        return JsonResponse(
+            {"error": {"message": error.message, "field": error.field}}, status=error.status
+        )
+    template = "_error.html" if request.headers.get("HX-Request") else "error.html"
+    return render(request, template, {"error": error}, status=error.status)
 
 
 def page_not_found(request: HttpRequest, exception: Exception) -> HttpResponseBase:

@@ -94,6 +94,7 @@ MIDDLEWARE = [
     "django.contrib.messages.middleware.MessageMiddleware",
     "django.middleware.clickjacking.XFrameOptionsMiddleware",
     "django_htmx.middleware.HtmxMiddleware",
+    "snapml_site.middleware.TextInputMiddleware",
     "snapml_site.middleware.LoginRequiredMiddleware",
     "snapml_site.middleware.OneTimePasswordMiddleware",
     "snapml_site.middleware.UserErrorMiddleware",

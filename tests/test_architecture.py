@@ -18,6 +18,7 @@ ROOT = Path(__file__).parent.parent
 IMPORT_ORDER = [
     {
         "training.errors",
+        "training.text_input",
         "training.formatting",
         "training.engine",
         "training.child_process",
@@ -127,7 +128,12 @@ def test_the_engine_imports_neither_django_nor_other_packages():
         for module, line, _ in iter_imports(path):
             assert not module.startswith(("django", "channels", "huey", "ninja")), f"{path}:{line}"
             assert not module.startswith("training.") or module.startswith(
-                ("training.engine", "training.errors", "training.child_process")
+                (
+                    "training.engine",
+                    "training.errors",
+                    "training.text_input",
+                    "training.child_process",
+                )
             ), f"{path}:{line}"
 
 

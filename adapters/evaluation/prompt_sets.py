@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 from adapters.models import PromptSet
@@ -12,6 +11,7 @@ from training.datasets.rows import ROLES
 from training.errors import UserError, to_one_line
 from training.people.models import User
 from training.people.permissions import check_changeable
+from training.text_input import InvalidInput, check_text, parse_json
 
 MAX_ROWS = 500
 MAX_CHARACTERS = 400_000
@@ -44,7 +44,7 @@ def paste_prompts(user: User, text: str, name: str) -> PromptSet:
     Raises:
         UserError: a line that cannot be parsed, with its number; too many lines.
     """
-    text = text.replace("\0", "")
+    check_text(text, "text")
     if len(text) > MAX_CHARACTERS:
         raise UserError(f"The prompts exceed {MAX_CHARACTERS:,} characters.", field="text")
     rows = [
@@ -71,9 +71,9 @@ def parse_line(line: str, line_number: int) -> dict[str, Any]:
     if not line.lstrip().startswith("{"):
         return {"messages": [{"role": "user", "content": line.strip()}], "expected": ""}
     try:
-        entry = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"Line {line_number} is not valid JSON: {error}.", field="text") from error
+        entry = parse_json(line, f"Line {line_number}")
+    except InvalidInput as error:
+        raise UserError(f"Line {line_number}: {error.message}", field="text") from error
     messages = entry.get("messages") or [{"role": "user", "content": entry.get("prompt")}]
     expected = entry.get("expected", "")
     is_valid = isinstance(messages, list) and all(

@@ -4,12 +4,13 @@ limit. No Django and no torch here.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Awaitable, Callable
 from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
+
+from training.text_input import InvalidInput, parse_json
 
 MAX_BODY_BYTES = 1_000_000
 
@@ -76,18 +77,12 @@ async def read_body(request: Request) -> dict[str, Any]:
         if len(raw) > MAX_BODY_BYTES:
             raise HttpError(413, f"The request is larger than {MAX_BODY_BYTES:,} bytes.")
     try:
-        body = json.loads(raw, parse_constant=reject_constant)
-        # Half of a surrogate pair cannot be encoded, so it could not be forwarded.
-        json.dumps(body, ensure_ascii=False).encode()
-    except (ValueError, RecursionError) as error:
-        raise HttpError(400, f"The request is not valid JSON: {error}") from error
+        body = parse_json(bytes(raw), "The request")
+    except InvalidInput as error:
+        param = error.field.partition(".")[0] or None
+        raise HttpError(400, error.message, param=param) from error
     if not isinstance(body, dict):
         raise HttpError(400, "The request must be a JSON object.")
     if not isinstance(body.get("stream_options") or {}, dict):
         raise InvalidField("stream_options must be an object.", "stream_options")
     return body
-
-
-def reject_constant(name: str) -> None:
-    """Raises ValueError: NaN and Infinity are not JSON, although Python parses them."""
-    raise ValueError(f"{name} is not a JSON number")

@@ -37,6 +37,7 @@ from training.engine.file_names import ADAPTER_FILES
 from training.errors import Conflict, TooLarge, UserError, to_one_line
 from training.formatting import format_bytes
 from training.people.models import User
+from training.text_input import InvalidInput, parse_json
 
 MAX_BYTES = 2 * 10**9
 MAX_ENTRIES = 200
@@ -248,12 +249,10 @@ def inspect_adapter(folder: Path, base: BaseModel) -> AdapterInfo:
             that do not fit the base.
     """
     try:
-        config = json.loads((folder / ADAPTER_FILES[1]).read_text())
-    except (ValueError, RecursionError) as error:
+        config = parse_json((folder / ADAPTER_FILES[1]).read_bytes(), ADAPTER_FILES[1])
+    except InvalidInput as error:
         raise UserError(
-            f"{ADAPTER_FILES[1]} is not valid JSON: {str(error)[:100]}.",
-            field="file",
-            code="invalid_json",
+            f"{ADAPTER_FILES[1]}: {error.message}", field="file", code="invalid_json"
         ) from error
     if not isinstance(config, dict):
         raise UserError(

@@ -219,7 +219,7 @@ def route_request(user: User, name: str) -> tuple[Deployment, dict[str, Any], in
     rows = Deployment.objects.visible_to(user).select_related(
         "version__base_model", "canary__base_model"
     )
-    deployment = None if "\0" in name else rows.filter(name=name).first()
+    deployment = rows.filter(name=name).first()
     if deployment is None:
         raise HttpError(404, f"Deployment {name[:80]!r} not found.", code="model_not_found")
     version = pick_version(deployment)

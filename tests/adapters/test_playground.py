@@ -50,7 +50,8 @@ def test_the_request_uses_the_adapters_folder_whatever_the_body_says(adapter, ba
         ({"who": "stranger"}, "base or adapter"),
         ({"temperature": 9}, "from 0 to 2"),
         ({"temperature": "hot"}, "from 0 to 2"),
-        ({"top_p": float("nan")}, "from 0.01 to 1"),
+        ({"top_p": 0}, "from 0.01 to 1"),
+        ({"top_p": float("nan")}, "finite"),
         ({"max_tokens": True}, "from 1 to 2048"),
     ],
 )

@@ -79,7 +79,7 @@ def test_models_and_datasets_are_listed(api, base_model, data):
     [
         ("POST", "/runs", {"model": 1}, 422, "data"),
         ("POST", "/runs", {"model": 99, "data": 1}, 404, "model"),
-        ("POST", "/runs", {"model": 10**30, "data": 1}, 422, "model"),
+        ("POST", "/runs", {"model": 10**30, "data": 1}, 400, "model"),
         ("POST", "/runs", {"model": "{m}", "data": 999}, 404, "data"),
         ("POST", "/runs", {"model": "{m}", "data": "{d}", "settings": {"rank": 0}}, 400, "rank"),
         (

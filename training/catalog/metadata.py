@@ -6,7 +6,6 @@ is ever run.
 
 from __future__ import annotations
 
-import json
 import math
 from functools import lru_cache
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import Any
 from training.catalog.safetensors_header import InvalidHeader, TensorInfo, read_header
 from training.errors import UserError
 from training.formatting import format_binary_bytes
+from training.text_input import InvalidInput, check_value, parse_json
 
 # tokenizer.json is not read here; Gemma's, the largest known, has 33 million characters.
 MAX_JSON_BYTES = 32 * 2**20
@@ -55,14 +55,18 @@ def read_model_metadata(folder: Path) -> dict[str, Any]:
         UnsupportedModel: a file is missing or invalid.
     """
     try:
-        return collect_metadata(folder)
+        metadata = collect_metadata(folder)
+        check_value(metadata, folder.name)
     except UnsupportedModel:
         raise
+    except InvalidInput as error:
+        raise UnsupportedModel(f"{folder.name}: {error.message}") from error
     except (KeyError, TypeError, ValueError, AttributeError, OSError, RecursionError) as error:
         raise UnsupportedModel(
             f"{folder.name} cannot be read as a model ({type(error).__name__}: {error}).",
             code="unreadable",
         ) from error
+    return metadata
 
 
 def collect_metadata(folder: Path) -> dict[str, Any]:
@@ -137,9 +141,9 @@ def read_json(path: Path) -> dict[str, Any]:
     if path.stat().st_size > MAX_JSON_BYTES:
         raise UnsupportedModel(f"{path.name} is larger than {format_binary_bytes(MAX_JSON_BYTES)}.")
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise UnsupportedModel(f"{path.name} is not valid JSON: {error}") from error
+        value = parse_json(path.read_bytes(), path.name, allow_any_number=True)
+    except InvalidInput as error:
+        raise UnsupportedModel(f"{path.name}: {error.message}") from error
     if not isinstance(value, dict):
         raise UnsupportedModel(f"{path.name} must be a JSON object.")
     return value

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from training.errors import ConfigError
+from training.text_input import InvalidInput, check_number, check_text
 
 TARGET_PATTERN = re.compile(r"[\w.,\- ]{1,500}", re.ASCII)
 LAYER_PATTERN = re.compile(r"([\w.\-]{1,80} *= *[1-9]\d{0,3} *(, *|$)){0,50}", re.ASCII)
@@ -300,16 +301,6 @@ def parse_layer_pattern(text: str) -> dict[str, int]:
     return {name.strip(): int(number) for name, number in pairs}
 
 
-def check_text(name: str, text: str) -> None:
-    """Raises ConfigError: the text has an unpaired surrogate or NUL, which databases reject."""
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise ConfigError(f"{name} is not valid Unicode text.", field=name) from error
-    if "\0" in text:
-        raise ConfigError(f"{name} has a NUL character. Remove it.", field=name)
-
-
 def coerce_value(name: str, kind: str, value: Any) -> Any:
     """Return the value as the type named `kind`. An int is accepted as a float, a bool never as a
     number.
@@ -326,15 +317,13 @@ def coerce_value(name: str, kind: str, value: Any) -> Any:
     is_accepted: bool = isinstance(value, accepted_types)
     if not is_accepted or (kind != "bool" and isinstance(value, bool)):
         wanted = {"str": "text", "int": "a whole number", "bool": "true or false"}
-        message = f"{name} is {value!r}, but must be {wanted.get(kind, 'a number')}."
+        message = f"{name} is {value!r:.80}, but must be {wanted.get(kind, 'a number')}."
         raise ConfigError(message, field=name)
-    if isinstance(value, int) and abs(value) > 2**63:
-        raise ConfigError(f"{name} has too many digits.", field=name)
-    if isinstance(value, str):
-        check_text(name, value)
-    if kind != "float":
-        return value
     try:
-        return float(value)
-    except OverflowError as error:
-        raise ConfigError(f"{name} has too many digits.", field=name) from error
+        if isinstance(value, str):
+            check_text(value, name)
+        elif isinstance(value, int):  # the bounds of a float name its value
+            check_number(value, name)
+    except InvalidInput as error:
+        raise ConfigError(error.message, field=name) from error
+    return float(value) if kind == "float" else value

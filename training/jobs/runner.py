@@ -38,6 +38,7 @@ from training.errors import UserError
 from training.jobs.kinds import KINDS, Lane
 from training.jobs.models import Job, JobState
 from training.process_identity import get_process_name
+from training.text_input import clean_value
 
 HEARTBEAT_SECONDS = 5.0
 PROGRESS_COLUMNS = {
@@ -169,23 +170,23 @@ def save_progress(job: Job, message: dict[str, Any]) -> None:
         column: message[name] for name, column in PROGRESS_COLUMNS.items() if name in message
     }
     if "progress_message" in changes:
-        changes["progress_message"] = str(changes["progress_message"])[:200]
+        changes["progress_message"] = clean_value(str(changes["progress_message"]))[:200]
     save_job(job, **changes)
 
 
 def complete_job(job: Job, result: dict[str, Any]) -> None:
     """Store the result. Raises JobCancelled, and UserError from the kind's `on_done`."""
-    kind = KINDS[job.kind]
+    kind, result = KINDS[job.kind], clean_value(result)
     with transaction.atomic():
         save_job(job, state=JobState.DONE, progress_message="", claim_token="")
         if kind.on_done is not None:
             kind.on_done(job, result)
         else:
-            Job.objects.filter(pk=job.pk).update(result=strip_nul(result))
+            Job.objects.filter(pk=job.pk).update(result=result)
 
 
 def fail_job(job: Job, error: str) -> None:
-    kind = KINDS[job.kind]
+    kind, error = KINDS[job.kind], clean_value(error)
     with transaction.atomic():
         is_ours = claimed_rows(job).update(
             state=JobState.FAILED, error=error, progress_message="", claim_token=""
@@ -309,12 +310,3 @@ def follow_program(
     with closing(messages):
         for message in messages:
             on_message(message)
-
-
-def strip_nul(value: Any) -> Any:
-    """Remove NUL characters, which PostgreSQL cannot store in text or JSON."""
-    if isinstance(value, str):
-        return value.replace("\0", "")
-    if isinstance(value, dict):
-        return {strip_nul(key): strip_nul(inner) for key, inner in value.items()}
-    return [strip_nul(inner) for inner in value] if isinstance(value, list) else value

@@ -7,13 +7,14 @@ from argparse import ArgumentParser
 from pathlib import Path
 from typing import Any
 
-import yaml
 from django.core.management.base import BaseCommand, CommandError
 
 from training.engine.methods import METHODS
 from training.errors import UserError
 from training.runs.forecast.any_model import forecast_any_model
 from training.runs.forecast.memory import CONTEXT_BYTES
+from training.runs.launch.yaml_reader import load_yaml
+from training.text_input import InvalidInput, parse_json
 
 MEMORY_KINDS = ("weights", "gradients", "optimizer", "activations", "logits", "temporary")
 TABLE_HEADER = (
@@ -48,11 +49,14 @@ class Command(BaseCommand):
             options["config"] / "config.json" if options["config"].is_dir() else options["config"]
         )
         try:
-            model = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
+            model = parse_json(path.read_bytes(), path.name, allow_any_number=True)
+        except (OSError, InvalidInput) as error:
             raise CommandError(f"{path} cannot be read: {error}") from error
         settings = dict(pair.partition("=")[::2] for pair in options["set"])
-        run_settings = {name: yaml.safe_load(value) for name, value in settings.items()}
+        try:
+            run_settings = {name: load_yaml(value) for name, value in settings.items()}
+        except UserError as error:
+            raise CommandError(f"--set: {error.message}") from error
         forecasts = {}
         for name in METHODS if options["method"] == "all" else (options["method"],):
             try:

@@ -19,7 +19,7 @@ from training.gpus.models import Pool
 from training.people.permissions import get_visible
 from training.people.requests import AuthenticatedRequest, parse_int_or_zero
 from training.runs.forecast import token_lengths
-from training.runs.launch import auto_form, settings_form, yaml_file
+from training.runs.launch import auto_form, settings_form, yaml_file, yaml_reader
 from training.runs.launch.auto import PlanPending
 from training.runs.launch.form_input import LaunchInput, build_planned_input, read_launch_form
 from training.runs.launch.method_costs import compute_method_costs, simulate_next_missing
@@ -69,7 +69,7 @@ def fill_from_file(request: AuthenticatedRequest) -> HttpResponse:
     try:
         if uploaded is None:
             raise UserError("Choose a YAML file first.", field="file")
-        text = uploaded.read(4 * yaml_file.MAX_CHARACTERS + 1).decode("utf-8", errors="replace")
+        text = uploaded.read(4 * yaml_reader.MAX_CHARACTERS + 1).decode("utf-8", errors="replace")
         document = yaml_file.read_yaml(text)
         expand_grid(document["settings"])
         check_numeric_lists(document["settings"])

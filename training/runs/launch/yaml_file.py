@@ -4,35 +4,23 @@ request. No HTTP here.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from typing import Any
 
-import yaml
-
 from training.catalog.models import BaseModel
 from training.datasets.models import Dataset, DatasetVersion
-from training.errors import NotFound, TooLarge, UserError, to_one_line
+from training.errors import NotFound, UserError, to_one_line
 from training.gpus.models import Pool
 from training.people.models import User
 from training.runs.forecast.target_device import get_default_pool
 from training.runs.launch.auto import AutoRequest
 from training.runs.launch.request import LaunchRequest
 from training.runs.launch.start_version import find_start_version
+from training.runs.launch.yaml_reader import MAX_CHARACTERS, dump_yaml, load_yaml
 from training.runs.models import Run
 from training.runs.queue.placement import Placement
 from training.runs.states import Priority
 
-MAX_CHARACTERS = 16_000
-MAX_DEPTH = 20  # a run needs 3; PyYAML's time grows with the square of the depth
-SCIENTIFIC = re.compile(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+")  # YAML 1.1 reads 1e-3 as text
-START_TOKENS = (
-    yaml.FlowSequenceStartToken,
-    yaml.FlowMappingStartToken,
-    yaml.BlockSequenceStartToken,
-    yaml.BlockMappingStartToken,
-)
-END_TOKENS = (yaml.FlowSequenceEndToken, yaml.FlowMappingEndToken, yaml.BlockEndToken)
 KEYS = (
     "name",
     "model",
@@ -76,10 +64,6 @@ def to_yaml(run: Run) -> str:
     return text
 
 
-def dump_yaml(document: dict[str, Any]) -> str:
-    return str(yaml.safe_dump(document, sort_keys=False, allow_unicode=True))
-
-
 def is_plannable(request: Mapping[str, Any]) -> bool:
     """Whether the request contains more than the run's settings: a plan's goal and locks, or a
     sweep's values.
@@ -91,19 +75,9 @@ def read_yaml(text: str) -> dict[str, Any]:
     """The file as a mapping with `model`, `data` and `settings`.
 
     Raises:
-        UserError: it is not valid YAML or not of this form. The message names the line or key.
-        TooLarge: longer than MAX_CHARACTERS.
+        UserError: see `load_yaml`; or it is not of this form.
     """
-    if len(text) > MAX_CHARACTERS:
-        raise TooLarge(f"The file has more than {MAX_CHARACTERS:,} characters.", field="file")
-    try:
-        check_yaml_features(text)
-        value = yaml.safe_load(text)
-    except yaml.MarkedYAMLError as error:
-        line = error.problem_mark.line + 1 if error.problem_mark else 1
-        raise UserError(f"Line {line} is not valid YAML: {error.problem}.", field="file") from error
-    except (yaml.YAMLError, RecursionError, ValueError) as error:
-        raise UserError(f"The file is not valid YAML: {str(error)[:200]}", field="file") from error
+    value = load_yaml(text)
     if not isinstance(value, dict):
         raise UserError(
             f"The file must be a mapping with the keys {', '.join(KEYS)}.", field="file"
@@ -138,7 +112,7 @@ def check_auto_alone(document: Mapping[str, Any]) -> None:
 
 
 def parse_settings(document: Mapping[str, Any]) -> dict[str, Any]:
-    """`settings`, `auto` and `skip_impossible`, with numbers like 1e-3 parsed.
+    """`settings`, `auto` and `skip_impossible`.
 
     Raises:
         UserError: one of them has the wrong type.
@@ -146,8 +120,9 @@ def parse_settings(document: Mapping[str, Any]) -> dict[str, Any]:
     settings = document.get("settings") or {}
     if not isinstance(settings, dict) or not all(isinstance(key, str) for key in settings):
         raise UserError("`settings` must be a mapping of names to values.", field="file")
-    settings = {name: parse_scientific(value) for name, value in settings.items()}
-    skip = document.get("skip_impossible") is True
+    skip = document.get("skip_impossible") or False
+    if not isinstance(skip, bool):
+        raise UserError("`skip_impossible` must be true or false.", field="file")
     auto = document.get("auto")
     if auto is None:
         return {"settings": settings, "skip_impossible": skip}
@@ -157,7 +132,6 @@ def parse_settings(document: Mapping[str, Any]) -> dict[str, Any]:
     if not isinstance(locked, dict) or not all(isinstance(key, str) for key in locked):
         raise UserError("`auto.locked` must be a mapping of names to values.", field="file")
     auto_fields = {"goal": str(auto.get("goal") or AutoRequest().goal)}
-    locked = {name: parse_scientific(value) for name, value in locked.items()}
     return {
         "settings": settings,
         "skip_impossible": skip,
@@ -196,32 +170,6 @@ def to_launch_request(
     )
 
 
-def check_yaml_features(text: str) -> None:
-    """Raises UserError: the file uses aliases or tags, or is nested too deeply."""
-    depth = 0
-    for token in yaml.scan(text):
-        if isinstance(token, yaml.TagToken):
-            raise UserError(
-                "The file uses YAML tags (`!name`). Remove them.", field="file", code="yaml_tag"
-            )
-        if isinstance(token, yaml.AliasToken):
-            raise UserError(
-                "The file uses YAML aliases (`*name`). Write the values out.",
-                field="file",
-                code="yaml_alias",
-            )
-        depth += isinstance(token, START_TOKENS) - isinstance(token, END_TOKENS)
-        if depth > MAX_DEPTH:
-            raise UserError("The file is nested too deeply.", field="file", code="yaml_depth")
-
-
-def parse_scientific(value: Any) -> Any:
-    """Convert texts such as `1e-3` to floats, also in a list."""
-    if isinstance(value, list):
-        return [parse_scientific(item) for item in value]
-    return float(value) if isinstance(value, str) and SCIENTIFIC.fullmatch(value) else value
-
-
 def find_model(document: dict[str, Any]) -> BaseModel:
     """Raises NotFound: there is no model of this name. UserError: the file has no model."""
     if not document.get("model"):
@@ -257,9 +205,7 @@ def find_data(user: User, document: dict[str, Any]) -> DatasetVersion:
         rows = visible_versions.filter(dataset__name=to_one_line(str(reference.get("name"))))
         if reference.get("version") is not None:
             number = reference["version"]
-            rows = rows.filter(
-                number=number if isinstance(number, int) and 0 < number < 2**31 else 0
-            )
+            rows = rows.filter(number=number if type(number) is int and 0 < number < 2**31 else 0)
     version = rows.order_by("-number").first()
     if version is None:
         raise NotFound(

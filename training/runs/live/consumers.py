@@ -30,6 +30,7 @@ from training.runs.live import messages
 from training.runs.live.change_watcher import GROUP, watcher
 from training.runs.models import Run
 from training.runs.status import is_worker_lost
+from training.text_input import InvalidInput, parse_json
 
 MAX_SUBSCRIPTIONS = 50
 MAX_SOCKETS_PER_USER = 20
@@ -119,9 +120,9 @@ class LiveConsumer(AsyncWebsocketConsumer):  # type: ignore[misc]
             await self.close(LIMIT_EXCEEDED)
             return
         try:
-            message = json.loads(text_data)
+            message = parse_json(text_data, "The message")
             await self.handle_message(message["type"], parse_whole_number(message["run"]), message)
-        except (ValueError, KeyError, TypeError, RecursionError):
+        except (InvalidInput, ValueError, KeyError, TypeError):
             await self.close(BAD_MESSAGE)
 
     async def handle_message(self, kind: str, run_id: int, message: dict[str, Any]) -> None:

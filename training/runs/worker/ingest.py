@@ -19,6 +19,7 @@ from training.runs.metrics.chunks import compact_steps, read_chunk_events
 from training.runs.models import CurveChunk, Event, Run
 from training.runs.states import State
 from training.runs.worker.lease import Lease
+from training.text_input import clean_value
 
 SPARKLINE_POINTS = 60
 EMA_DECAY = 0.9  # weight of the old value in moving averages of rates
@@ -69,15 +70,13 @@ def build_event_row(run_id: int, event: JournalEvent) -> Event:
         kind=event["kind"],
         step=event.get("step"),
         time=event["time"],
-        fields={
-            name: strip_nul(value) for name, value in event.items() if name not in EVENT_COLUMNS
-        },
+        fields=get_event_fields(event),
     )
 
 
-def strip_nul(value: Any) -> Any:
-    """Replace NUL characters, which a model may generate and PostgreSQL's JSON cannot store."""
-    return value.replace("\0", "\ufffd") if isinstance(value, str) else value
+def get_event_fields(event: JournalEvent) -> dict[str, Any]:
+    """The fields without a column, as text that databases store: a model may generate NUL."""
+    return {name: clean_value(value) for name, value in event.items() if name not in EVENT_COLUMNS}
 
 
 def on_phase(run: Run, event: JournalEvent) -> dict[str, Any]:
@@ -91,8 +90,7 @@ def on_phase(run: Run, event: JournalEvent) -> dict[str, Any]:
 def on_start(run: Run, event: JournalEvent) -> dict[str, Any]:
     # Conditional, because a user may have just asked to stop.
     Run.objects.filter(pk=run.pk, state=State.STARTING).update(state=State.RUNNING)
-    start_info = {name: value for name, value in event.items() if name not in EVENT_COLUMNS}
-    return {"start_info": start_info, "total_steps": event["total_steps"]}
+    return {"start_info": get_event_fields(event), "total_steps": event["total_steps"]}
 
 
 def on_step(run: Run, event: JournalEvent) -> dict[str, Any]:

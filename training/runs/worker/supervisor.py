@@ -42,6 +42,7 @@ from training.runs.worker.lease import (
     claim_run,
 )
 from training.runs.worker.memory_guard import MemoryGuard, measure_context, raise_forecast
+from training.text_input import clean_value
 
 JOURNAL_POLL_SECONDS = 0.025
 REQUEST_POLL_SECONDS = 0.25
@@ -356,6 +357,7 @@ class RunSupervisor:
             "lease_expires_at": None,
             "revision": F("revision") + 1,
         }
+        changes = clean_value(changes)  # the message may quote the engine
         # One transaction with the update under the lease: webhooks are notified exactly once
         with transaction.atomic():
             self.lease.update_run(**changes)

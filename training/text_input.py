@@ -1,0 +1,122 @@
+"""The gate for text and numbers from outside: API and page requests, `/v1/`, YAML, uploaded JSON.
+
+Python parses more than databases, browsers and other JSON parsers accept. What passes here can be
+stored, sent and displayed everywhere. Does not import Django.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from typing import Any
+
+from training.errors import UserError
+
+MAX_DEPTH = 100  # Python's own limit depends on the caller, and copying or rendering needs more
+MAX_INTEGER = 2**63  # a database column's limit
+MAX_DIGITS = 20  # parsing time grows with the square of the digits
+NESTED_MESSAGE = f"{{}} is nested deeper than {MAX_DEPTH} levels."
+UNSTORABLE = re.compile("[\0\ud800-\udfff]")
+
+
+class InvalidInput(UserError):
+    """A text or number that cannot be stored or sent."""
+
+
+def check_text(text: str, name: str, *, field: str | None = None) -> None:
+    """Raises InvalidInput: the text has a NUL character or half of a surrogate pair, which
+    databases and UTF-8 do not have.
+    """
+    found = UNSTORABLE.search(text)
+    if found is None:
+        return
+    kind = "a NUL character" if found[0] == "\0" else "half of a surrogate pair, not Unicode text,"
+    message = f"{name} has {kind} at position {found.start() + 1}. Remove it."
+    raise InvalidInput(message, field=name if field is None else field, code="unstorable_text")
+
+
+def check_number(number: float, name: str, *, field: str | None = None) -> None:
+    """Raises InvalidInput: the number is NaN, infinite, or an integer with too many digits."""
+    if isinstance(number, int):
+        if not -MAX_INTEGER <= number < MAX_INTEGER:
+            raise InvalidInput(
+                f"{name} has too many digits. Integers range from -2^63 to 2^63 - 1.",
+                field=name if field is None else field,
+                code="number_out_of_range",
+            )
+    elif not math.isfinite(number):
+        raise InvalidInput(
+            f"{name} is not a finite number, or too large for one. Numbers range up to 1.8e308.",
+            field=name if field is None else field,
+            code="number_out_of_range",
+        )
+
+
+def check_value(value: Any, whole: str, *, allow_any_number: bool = False) -> None:
+    """Check every text, number and key of a parsed JSON or YAML value.
+
+    `whole` is what messages call the value, such as `The request`; the field of an error is the
+    path of the value inside it, such as `settings.rank`.
+
+    Raises:
+        InvalidInput: see `check_text` and `check_number`; or nesting deeper than MAX_DEPTH.
+    """
+    waiting: list[tuple[str, int, Any]] = [("", 0, value)]
+    while waiting:
+        path, depth, current = waiting.pop()
+        if isinstance(current, str):
+            check_text(current, path or whole, field=path)
+        elif isinstance(current, int | float):
+            if not allow_any_number:
+                check_number(current, path or whole, field=path)
+        elif isinstance(current, dict | list):
+            if depth == MAX_DEPTH:
+                # The field is the outermost one: the path is as long as the value is deep
+                raise InvalidInput(
+                    NESTED_MESSAGE.format(whole),
+                    field=path.partition(".")[0],
+                    code="nested_too_deeply",
+                )
+            if isinstance(current, dict):
+                for key in current:
+                    check_text(str(key), f"A key of {path or whole}", field=path)
+            items = current.items() if isinstance(current, dict) else enumerate(current)
+            prefix = f"{path}." if path else ""
+            waiting += [(f"{prefix}{str(key)[:40]}", depth + 1, inner) for key, inner in items]
+
+
+def parse_json(data: str | bytes, whole: str, *, allow_any_number: bool = False) -> Any:
+    """Parse JSON from outside. `allow_any_number` is for files of models, which may have Infinity
+    and integers of any size.
+
+    Raises:
+        InvalidInput: it is not JSON; or see `check_value`.
+    """
+    hooks: dict[str, Any] = {"parse_int": parse_int, "parse_constant": lambda _name: math.nan}
+    try:
+        value = json.loads(data, **({} if allow_any_number else hooks))
+    except RecursionError as error:
+        raise InvalidInput(NESTED_MESSAGE.format(whole), code="nested_too_deeply") from error
+    except ValueError as error:
+        raise InvalidInput(
+            f"{whole} is not valid JSON: {str(error)[:200]}.", code="invalid_json"
+        ) from error
+    check_value(value, whole, allow_any_number=allow_any_number)
+    return value
+
+
+def clean_value(value: Any) -> Any:
+    """The value with U+FFFD for what `check_text` refuses: for the output of programs and models,
+    which must be stored whatever it is.
+    """
+    if isinstance(value, str):
+        return UNSTORABLE.sub("\ufffd", value)
+    if isinstance(value, dict):
+        return {clean_value(key): clean_value(inner) for key, inner in value.items()}
+    return [clean_value(inner) for inner in value] if isinstance(value, list) else value
+
+
+def parse_int(digits: str) -> int:
+    """The integer; one with more than MAX_DIGITS as another that is out of range as well."""
+    return int(digits) if len(digits) <= MAX_DIGITS else 10**MAX_DIGITS
