@@ -29,5 +29,5 @@ async def application(scope: dict[str, Any], receive: Any, send: Any) -> None:
     """Dispatch a request. `root_path` is reset, since any client may send `Daphne-Root-Path`, which
     would change every URL.
     """
-    is_gateway_request = scope["type"] == "http" and scope["path"].startswith("/v1/")
+    is_gateway_request = scope["type"] == "http" and f"{scope['path']}/".startswith("/v1/")
     await (gateway if is_gateway_request else router)({**scope, "root_path": ""}, receive, send)

@@ -142,11 +142,12 @@ async def generate_reply(row: dict[str, Any], target_fields: dict[str, Any]) -> 
         completion = await request_with_retry({**request, "max_tokens": MAX_TOKENS})
     except RowNotAnswerable:
         completion = await request_with_retry({**request, "max_tokens": FALLBACK_MAX_TOKENS})
-    text, usage = (
-        str(completion["choices"][0]["message"]["content"]).replace("\0", ""),
-        completion["usage"],
-    )
-    scores = compute_scores(text, row["expected"])
+    message, usage = completion["choices"][0]["message"], completion["usage"]
+    text = (message["content"] or "").replace("\0", "")
+    expected = row["expected"]
+    if message.get("reasoning_content"):  # then the reply has no thoughts
+        expected = expected.rpartition("</think>")[2].lstrip()
+    scores = compute_scores(text, expected)
     if row["expected"].strip():
         perplexity = await compute_perplexity(row, target_fields, usage["prompt_tokens"])
         scores |= {} if perplexity is None else {"perplexity": perplexity}

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from adapters.inference.answer_format import ParsedAnswer
 from adapters.inference.loaded_model import LoadedModel
 from adapters.inference.types import GenerationRequest
 
@@ -24,8 +25,8 @@ class ActiveSequence:
     """A request that is being answered, one row of a batch.
 
     `token` is the newest token, which the model has not processed yet. `cache_length` counts the
-    row's own entries in the KV cache. `ids` are the generated tokens; `sent_chars` characters of
-    their text have been sent.
+    row's own entries in the KV cache. `ids` are the generated tokens; `sent` is what has been sent
+    of their text. `dropped_ids` are the special tokens that the text leaves out.
     """
 
     request: GenerationRequest
@@ -35,7 +36,8 @@ class ActiveSequence:
     token: int = 0
     cache_length: int = 0
     ids: list[int] = field(default_factory=list)
-    sent_chars: int = 0
+    dropped_ids: frozenset[int] = frozenset()
+    sent: ParsedAnswer = field(default_factory=ParsedAnswer)
     started_at: float = field(default_factory=time.monotonic)
 
 

@@ -9,13 +9,20 @@ from __future__ import annotations
 import inspect
 from collections import OrderedDict
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Any
 
 import torch
 
+from adapters.inference.answer_format import CallFormat, find_call_format, find_think_tags
 from adapters.inference.multi_lora import RowAdapters, patch_lora_layers
 from adapters.inference.types import AdapterRef, BaseRef
-from training.engine.data.conversations import ensure_chat_template, load_tokenizer
+from training.engine.data.conversations import (
+    DataError,
+    ensure_chat_template,
+    load_tokenizer,
+    render_messages,
+)
 from training.engine.modeling.library_patches import MIXED_BATCH_TUNERS
 from training.engine.modeling.model import get_fastest_dtype, load_base, resolve_device
 from training.engine.modeling.weights import load_adapter
@@ -61,6 +68,29 @@ class LoadedModel:
         self._is_patched = False  # the LoRA layers follow `_row_adapters` and ignore PEFT's switch
         self.cache_bytes_per_token = 0  # measured at each prefill; 0 before the first
         self.is_broken = False  # loading an adapter failed half-way, so the layers are undefined
+
+    @cached_property
+    def think_tags(self) -> tuple[str, str] | None:
+        """The tags around thoughts in the model's chat template."""
+        return find_think_tags(self.tokenizer.get_chat_template())
+
+    @cached_property
+    def call_format(self) -> CallFormat | None:
+        """How the model's chat template writes tool calls. None if it does not support them."""
+
+        def render(messages: list[dict[str, Any]], tools: list[dict[str, Any]]) -> str:
+            return render_messages(self.tokenizer, {"messages": messages, "tools": tools})
+
+        try:
+            return find_call_format(render, self.think_tags)
+        except DataError:
+            return None
+
+    @cached_property
+    def special_tokens(self) -> dict[int, str]:
+        """The tokens that are no text, by ID."""
+        added_tokens = self.tokenizer.added_tokens_decoder
+        return {token_id: str(token) for token_id, token in added_tokens.items() if token.special}
 
     def is_compatible(self, adapter: AdapterRef | None) -> bool:
         """Whether this adapter can be used without unloading those of another type."""

@@ -4,17 +4,15 @@ limit. No Django and no torch here.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
 from typing import Any
 
+from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from training.text_input import InvalidInput, parse_json
 
 MAX_BODY_BYTES = 1_000_000
-
-RequestHandler = Callable[[Request], Awaitable[Response]]
 
 
 class HttpError(Exception):
@@ -53,16 +51,34 @@ def error_body(
     return {"error": {"message": message, "type": kind, "param": param, "code": code}}
 
 
-def openai_errors(handler: RequestHandler) -> RequestHandler:
-    """Decorate a handler so that an HttpError becomes its response."""
+def handle_http_error(_request: Request, error: Exception) -> Response:
+    assert isinstance(error, HttpError)
+    return JSONResponse(error.body, error.status, error.headers)
 
-    async def handle_errors(request: Request) -> Response:
-        try:
-            return await handler(request)
-        except HttpError as error:
-            return JSONResponse(error.body, error.status, error.headers)
 
-    return handle_errors
+def handle_routing_error(request: Request, error: Exception) -> Response:
+    """An unknown URL or method."""
+    assert isinstance(error, HTTPException)
+    message = f"Invalid URL ({request.method} {request.url.path[:200]})."
+    code = "unknown_url"
+    if error.status_code == 405:
+        message = f"{request.method} is not allowed for {request.url.path[:200]}."
+        code = "method_not_allowed"
+    return JSONResponse(error_body(message, code=code), error.status_code, error.headers)
+
+
+def handle_server_error(_request: Request, _error: Exception) -> Response:
+    """A bug: Starlette raises the error again, so that the server logs it."""
+    message = "Internal server error. See the server log for details."
+    return JSONResponse(error_body(message, kind="server_error"), 500)
+
+
+# For Starlette: every error is in OpenAI's format.
+EXCEPTION_HANDLERS: dict[Any, Any] = {
+    HttpError: handle_http_error,
+    HTTPException: handle_routing_error,
+    Exception: handle_server_error,
+}
 
 
 async def read_body(request: Request) -> dict[str, Any]:

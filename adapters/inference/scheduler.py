@@ -20,7 +20,13 @@ from adapters.inference.loaded_model import LoadedModel
 from adapters.inference.model_cache import CapacityExceeded, ModelCache
 from adapters.inference.request_queue import RequestQueue
 from adapters.inference.sampling import compute_logprobs, pick_token
-from adapters.inference.text import InvalidRequest, encode_request, resolve_max_tokens, send_text
+from adapters.inference.text import (
+    InvalidRequest,
+    encode_request,
+    get_dropped_ids,
+    resolve_max_tokens,
+    send_text,
+)
 from adapters.inference.types import AdapterRef, BaseRef, GenerationRequest, StreamEvent
 from training.errors import UserError
 
@@ -229,7 +235,8 @@ class BatchScheduler:
         ids = request.prompt_ids
         generator = torch.Generator(loaded_model.device)
         generator.seed() if request.seed is None else generator.manual_seed(request.seed)
-        sequence = ActiveSequence(request, len(ids), max_tokens, generator)
+        dropped_ids = get_dropped_ids(loaded_model, request.answer_format)
+        sequence = ActiveSequence(request, len(ids), max_tokens, generator, dropped_ids=dropped_ids)
         output = loaded_model.run_prefill(
             torch.tensor([ids], device=loaded_model.device),
             request.adapter,
@@ -292,8 +299,9 @@ class BatchScheduler:
         is_stopped = send_text(loaded_model, sequence, is_final=is_finished)
         if not is_finished and not is_stopped:
             return None
+        reason = "tool_calls" if sequence.sent.calls else "stop"
         return {
-            "done": "stop" if is_eos or is_stopped else "length",
+            "done": reason if is_eos or is_stopped else "length",
             "prompt_tokens": sequence.prompt_tokens,
             "completion_tokens": len(sequence.ids),
             "tokens_per_second": len(sequence.ids) / (time.monotonic() - sequence.started_at),
@@ -302,8 +310,11 @@ class BatchScheduler:
 
 def build_error_event(error: Exception) -> StreamEvent:
     """The final event of a request that failed. `fault` is "client" if the request is invalid."""
-    if isinstance(error, InvalidRequest | UserError):
-        return {"error": str(error), "fault": "client"}
+    if isinstance(error, InvalidRequest):
+        reason = {"param": error.param or None, "code": error.code or None}
+        return {"error": str(error), "fault": "client", **reason}
+    if isinstance(error, UserError):
+        return {"error": str(error), "fault": "client", "code": error.code or None}
     return {"error": f"{type(error).__name__}: {error}"}
 
 

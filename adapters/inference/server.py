@@ -23,10 +23,10 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
 from adapters.inference.openai_http import (
+    EXCEPTION_HANDLERS,
     HttpError,
     InvalidField,
     error_body,
-    openai_errors,
     read_body,
 )
 from adapters.inference.openai_schemas import ResponseBuilder, parse_requests, sum_speed, sum_usage
@@ -98,6 +98,8 @@ class Server:
                     400 if is_client_error else 500,
                     final_event["error"],
                     kind=error_kind(final_event),
+                    param=final_event.get("param"),
+                    code=final_event.get("code"),
                 )
         return JSONResponse(builder.build_response(event_lists))
 
@@ -146,11 +148,11 @@ def make_app(request_queue: RequestQueue, token: str) -> Starlette:
     server = Server(request_queue, token)
     routes = [
         Route("/health", server.get_health),
-        Route("/v1/models", openai_errors(server.list_models)),
-        Route("/v1/chat/completions", openai_errors(server.answer_chat), methods=["POST"]),
-        Route("/v1/completions", openai_errors(server.create_completion), methods=["POST"]),
+        Route("/v1/models", server.list_models),
+        Route("/v1/chat/completions", server.answer_chat, methods=["POST"]),
+        Route("/v1/completions", server.create_completion, methods=["POST"]),
     ]
-    return Starlette(routes=routes)
+    return Starlette(routes=routes, exception_handlers=EXCEPTION_HANDLERS)
 
 
 async def stream_events(generation_request: GenerationRequest) -> AsyncIterator[StreamEvent]:
@@ -201,14 +203,20 @@ async def stream_sse(
     if builder.chat:
         yield format_sse(builder.build_role_chunk(0))
     async for event in stream_events(generation_request):
-        if "text" in event:
-            yield format_sse(builder.build_chunk(0, event["text"], None))
-        elif "status" in event:
+        if "status" in event:
             yield format_sse(builder.build_extra_chunk(snapml={"status": event["status"]}))
+        elif "text" in event or "reasoning" in event or "tool_call" in event:
+            yield format_sse(builder.build_event_chunk(0, event))
         elif "error" in event:
-            yield format_sse(error_body(event["error"], kind=error_kind(event)))
+            error = error_body(
+                event["error"],
+                kind=error_kind(event),
+                param=event.get("param"),
+                code=event.get("code"),
+            )
+            yield format_sse(error)
         elif "done" in event:
-            yield format_sse(builder.build_chunk(0, "", event["done"]))
+            yield format_sse(builder.build_chunk(0, {}, event["done"]))
             if include_usage:
                 yield format_sse(
                     builder.build_extra_chunk(usage=sum_usage([event]), snapml=sum_speed([event]))

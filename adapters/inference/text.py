@@ -2,36 +2,118 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+from adapters.inference.answer_format import (
+    AnswerFormat,
+    CallFormat,
+    hold_back,
+    is_thinking_open,
+    parse_answer,
+)
 from adapters.inference.batch import ActiveSequence
 from adapters.inference.loaded_model import LoadedModel
 from adapters.inference.types import GenerationRequest
-from training.engine.data.conversations import encode_messages, encode_prompt, get_bos_ids
+from training.engine.data.conversations import (
+    encode_messages,
+    encode_prompt,
+    get_bos_ids,
+    render_messages,
+)
 
 # The default of max_tokens, limited by what the prompt leaves of the model's context
 DEFAULT_MAX_TOKENS = 4096
 
 
 class InvalidRequest(Exception):
-    """The request cannot be answered. The message is for the client."""
+    """The request cannot be answered. The message is for the client; `param` is the field, and
+    `code` the reason.
+    """
+
+    def __init__(self, message: str, *, param: str = "", code: str = "") -> None:
+        super().__init__(message)
+        self.param = param
+        self.code = code
 
 
 def encode_request(loaded_model: LoadedModel, request: GenerationRequest) -> list[int]:
-    """The token ids of the prompt or conversation.
+    """The token ids of the prompt or conversation. Sets the request's `answer_format`.
 
     Raises:
-        InvalidRequest: the prompt is empty.
+        InvalidRequest: the prompt is empty, or the chat template drops tools or tool calls.
         DataError: the chat template does not accept this conversation.
     """
+    tokenizer = loaded_model.tokenizer
     if request.prompt is not None:
-        text_ids = loaded_model.tokenizer(request.prompt, add_special_tokens=False)["input_ids"]
-        ids = [*get_bos_ids(loaded_model.tokenizer), *text_ids]
+        text_ids = tokenizer(request.prompt, add_special_tokens=False)["input_ids"]
+        ids = [*get_bos_ids(tokenizer), *text_ids]
     elif request.needs_logprobs:  # the complete conversation, including its last answer
-        ids = encode_messages(loaded_model.tokenizer, {"messages": request.messages})
+        ids = encode_messages(tokenizer, {"messages": request.messages})
     else:
-        ids = encode_prompt(loaded_model.tokenizer, {"messages": request.messages})
+        row: dict[str, Any] = {"messages": request.messages}
+        if request.tools:
+            row["tools"] = request.tools
+        rendered = render_messages(tokenizer, row, add_generation_prompt=True)
+        request.answer_format = build_answer_format(loaded_model, request, rendered)
+        prefix_ids = tokenizer(request.answer_format.prefix, add_special_tokens=False)["input_ids"]
+        ids = [*encode_prompt(tokenizer, row), *prefix_ids]
     if not ids:
         raise InvalidRequest("The prompt is empty.")
     return ids
+
+
+def build_answer_format(
+    loaded_model: LoadedModel, request: GenerationRequest, rendered: str
+) -> AnswerFormat:
+    """What to look for in the answer to a conversation, which the chat template `rendered`.
+
+    Raises:
+        InvalidRequest: the chat template drops tools or tool calls.
+    """
+    check_calls_rendered(request.messages, rendered)
+    tags = loaded_model.think_tags
+    is_thinking = tags is not None and is_thinking_open(rendered, tags)
+    calls = get_call_format(loaded_model, request.tools, rendered) if request.tools else None
+    prefix = ""
+    if calls and request.forced_tool is not None:
+        prefix = calls.get_prefix(request.forced_tool)
+        prefix = f"\n{tags[1]}\n\n{prefix}" if tags and is_thinking else prefix
+    return AnswerFormat(
+        think_tags=tags,
+        is_thinking=is_thinking,
+        calls=calls,
+        tools=tuple(request.tools),
+        prefix=prefix,
+        max_calls=request.max_calls,
+    )
+
+
+def check_calls_rendered(messages: list[dict[str, Any]], rendered: str) -> None:
+    """Raises InvalidRequest: the chat template drops a tool call of these messages."""
+    for index, message in enumerate(messages):
+        for call in message.get("tool_calls", ()):
+            if call["function"]["name"] not in rendered:
+                raise InvalidRequest(
+                    f"The model's chat template drops the tool calls of messages[{index}]. Use a "
+                    "model whose chat template supports tools.",
+                    param="messages",
+                    code="template_without_tools",
+                )
+
+
+def get_call_format(
+    loaded_model: LoadedModel, tools: list[dict[str, Any]], rendered: str
+) -> CallFormat:
+    """Raises InvalidRequest: the chat template does not show the tools, or writes no calls."""
+    calls = loaded_model.call_format
+    if calls is None or not all(tool["function"]["name"] in rendered for tool in tools):
+        raise InvalidRequest(
+            "The model's chat template does not support tools. Leave tools out, or use a model "
+            "whose chat template supports them.",
+            param="tools",
+            code="template_without_tools",
+        )
+    return calls
 
 
 def resolve_max_tokens(
@@ -47,17 +129,31 @@ def resolve_max_tokens(
     if wanted_tokens > available_tokens:
         raise InvalidRequest(
             f"The model's context length is {loaded_model.context_length:,} tokens, but the prompt "
-            f"has {prompt_tokens:,} and max_tokens is {wanted_tokens:,}. Reduce one of them."
+            f"has {prompt_tokens:,} and max_tokens is {wanted_tokens:,}. Reduce one of them.",
+            param="messages" if request.prompt is None else "prompt",
+            code="context_length_exceeded",
         )
     return wanted_tokens
 
 
-def send_text(loaded_model: LoadedModel, sequence: ActiveSequence, *, is_final: bool) -> bool:
-    """Send the new text. Returns True if a stop sequence ended the answer.
-
-    Text at the end that may become a stop sequence is sent later.
+def get_dropped_ids(loaded_model: LoadedModel, answer_format: AnswerFormat) -> frozenset[int]:
+    """The special tokens that are left out of the text: all but those that mark thoughts and tool
+    calls.
     """
-    text = loaded_model.tokenizer.decode(sequence.ids, skip_special_tokens=True)
+    marks = "".join(answer_format.marks)
+    return frozenset(
+        token_id for token_id, text in loaded_model.special_tokens.items() if text not in marks
+    )
+
+
+def send_text(loaded_model: LoadedModel, sequence: ActiveSequence, *, is_final: bool) -> bool:
+    """Send the new text, thoughts and tool calls. Returns True if a stop sequence ended the answer.
+
+    Text at the end that may become a stop sequence, a mark or a tool call is sent later.
+    """
+    answer_format = sequence.request.answer_format
+    ids = [token for token in sequence.ids if token not in sequence.dropped_ids]
+    text = loaded_model.tokenizer.decode(ids)
     stop_positions = [
         position
         for position in (text.find(word) for word in sequence.request.stop)
@@ -69,19 +165,21 @@ def send_text(loaded_model: LoadedModel, sequence: ActiveSequence, *, is_final: 
     elif not is_final:
         if text.endswith("\ufffd"):  # an incomplete character: the next token completes it
             return False
-        text = text[: len(text) - longest_stop_prefix(text, sequence.request.stop)]
-    if len(text) > sequence.sent_chars:
-        sequence.request.events.put({"text": text[sequence.sent_chars :]})
-        sequence.sent_chars = len(text)
+        text = hold_back(text, sequence.request.stop)
+    send_answer(sequence, answer_format.prefix + text, is_final=is_final or is_stopped)
     return is_stopped
 
 
-def longest_stop_prefix(text: str, stop_sequences: tuple[str, ...]) -> int:
-    """Length of the longest end of `text` that is the start of a stop sequence."""
-    prefix_lengths = (
-        size
-        for word in stop_sequences
-        for size in range(1, len(word))
-        if text.endswith(word[:size])
-    )
-    return max(prefix_lengths, default=0)
+def send_answer(sequence: ActiveSequence, text: str, *, is_final: bool) -> None:
+    """Send what is new in the answer."""
+    answer = parse_answer(text, sequence.request.answer_format, is_final=is_final)
+    events, sent = sequence.request.events, sequence.sent
+    if len(answer.reasoning) > len(sent.reasoning):
+        events.put({"reasoning": answer.reasoning[len(sent.reasoning) :]})
+        sent.reasoning = answer.reasoning
+    if len(answer.content) > len(sent.content):
+        events.put({"text": answer.content[len(sent.content) :]})
+        sent.content = answer.content
+    for call in answer.calls[len(sent.calls) :]:
+        events.put({"tool_call": call, "index": len(sent.calls)})
+        sent.calls.append(call)

@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from adapters.inference.answer_format import AnswerFormat
+
 # Settings of PEFT's LoraConfig with which a layer computes more than x A' B'.
 NON_PLAIN_LORA_KEYS = (
     "modules_to_save",
@@ -68,13 +70,18 @@ def is_plain_lora(config: dict[str, Any]) -> bool:
 class GenerationRequest:
     """One text to generate: from the `messages` of a chat, or from a `prompt`.
 
-    `adapter` None means the base model. With `needs_logprobs`, the log-probabilities of the
-    prompt's tokens are sent first. The scheduler puts its events into `events`.
+    `adapter` None means the base model. The answer may call `tools`: it must call `forced_tool`
+    (any tool if this is empty) unless that is None, and makes at most `max_calls` calls. With
+    `needs_logprobs`, the log-probabilities of the prompt's tokens are sent first. The scheduler
+    puts its events into `events`.
     """
 
     base: BaseRef
     adapter: AdapterRef | None
-    messages: list[dict[str, str]] = field(default_factory=list)
+    messages: list[dict[str, Any]] = field(default_factory=list)
+    tools: list[dict[str, Any]] = field(default_factory=list)
+    forced_tool: str | None = None
+    max_calls: int | None = None
     prompt: str | None = None
     max_tokens: int | None = None
     temperature: float = 0.0
@@ -85,7 +92,9 @@ class GenerationRequest:
     events: queue.Queue[StreamEvent] = field(default_factory=queue.Queue)
     cancelled: threading.Event = field(default_factory=threading.Event)
     sent_statuses: set[str] = field(default_factory=set)  # each is sent once
-    prompt_ids: list[int] = field(default_factory=list)  # filled when it is admitted
+    # Filled when it is admitted
+    prompt_ids: list[int] = field(default_factory=list)
+    answer_format: AnswerFormat = field(default_factory=AnswerFormat)
 
 
 class QueueFull(Exception):

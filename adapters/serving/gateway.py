@@ -22,7 +22,13 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
-from adapters.inference.openai_http import HttpError, error_body, openai_errors, read_body
+from adapters.inference.openai_http import (
+    EXCEPTION_HANDLERS,
+    HttpError,
+    InvalidField,
+    error_body,
+    read_body,
+)
 from adapters.models import Deployment
 from adapters.serving import inference_client
 from adapters.serving.services import pick_version
@@ -60,6 +66,8 @@ async def create_completion(request: Request) -> Response:
 async def proxy_request(request: Request, path: str) -> Response:
     user = await authenticate_caller(request)
     body = await read_body(request)
+    if body.get("prompt_logprobs") is not None:
+        raise InvalidField("prompt_logprobs is not supported. Leave it out.", "prompt_logprobs")
     proxied = ProxiedRequest(
         *await run_in_database(route_request, user, str(body.get("model", ""))), body=body
     )
@@ -120,12 +128,22 @@ class ProxiedRequest:
                     for name in ("Retry-After",)
                     if name in response.headers
                 }
-                return Response(response.content, response.status_code, retry, "application/json")
-            if self.body.get("stream"):
-                return StreamingResponse(
-                    self.stream_events(response, stack.pop_all()), media_type="text/event-stream"
+                return JSONResponse(get_error_body(response), response.status_code, retry)
+            if not self.body.get("stream"):
+                return JSONResponse(await self.forward_json(response))
+            events = inference_client.iter_events(response)
+            opening = await read_opening(events)
+            if opening and "error" in opening[-1]:
+                is_client_error = opening[-1]["error"].get("type") == "invalid_request_error"
+                if not is_client_error:
+                    await self.log_usage(failed=True)
+                return JSONResponse(
+                    {"error": opening[-1]["error"]}, 400 if is_client_error else 500
                 )
-            return JSONResponse(await self.forward_json(response))
+            return StreamingResponse(
+                self.stream_events(chain_events(opening, events), stack.pop_all()),
+                media_type="text/event-stream",
+            )
         raise AssertionError  # unreachable: the block returns or raises
 
     async def forward_json(self, response: httpx.Response) -> dict[str, Any]:
@@ -136,7 +154,7 @@ class ProxiedRequest:
         return payload
 
     async def stream_events(
-        self, response: httpx.Response, stack: AsyncExitStack
+        self, events: AsyncIterator[dict[str, Any]], stack: AsyncExitStack
     ) -> AsyncIterator[str]:
         """Forward the events as they arrive, with the model renamed to the deployment. When the
         client disconnects, the connection to the inference server is closed, too.
@@ -144,7 +162,7 @@ class ProxiedRequest:
         failed, is_complete = False, False
         try:
             async with stack:
-                async for event in inference_client.iter_events(response):
+                async for event in events:
                     failed = failed or "error" in event
                     self.usage = event.get("usage") or self.usage
                     if self.first_token_seconds is None and any(
@@ -190,8 +208,51 @@ class ProxiedRequest:
             log.exception("Could not log a request to %s.", self.deployment.name)
 
 
+async def read_opening(events: AsyncIterator[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The events up to the first with content or an error, so that a request that fails before its
+    first token gets a status.
+    """
+    opening = []
+    async for event in events:
+        opening.append(event)
+        if "error" in event or any(
+            has_content(choice) or choice.get("finish_reason")
+            for choice in event.get("choices", ())
+        ):
+            break
+    return opening
+
+
+async def chain_events(
+    opening: list[dict[str, Any]], events: AsyncIterator[dict[str, Any]]
+) -> AsyncIterator[dict[str, Any]]:
+    for event in opening:
+        yield event
+    async for event in events:
+        yield event
+
+
+def get_error_body(response: httpx.Response) -> dict[str, Any]:
+    """The inference server's error in OpenAI's format, which other servers do not always use."""
+    try:
+        body = response.json()
+    except ValueError:
+        body = None
+    error = body.get("error") if isinstance(body, dict) else None
+    if isinstance(error, dict) and isinstance(error.get("message"), str):
+        return {"error": {"type": "invalid_request_error", "param": None, "code": None, **error}}
+    message = body.get("message") if isinstance(body, dict) else None
+    kind = "invalid_request_error" if response.status_code < 500 else "server_error"
+    fallback = f"The inference server answered with status {response.status_code}."
+    return error_body(message if isinstance(message, str) else fallback, kind=kind)
+
+
 def has_content(choice: dict[str, Any]) -> bool:
-    return bool(choice.get("text") or choice.get("delta", {}).get("content"))
+    delta = choice.get("delta") or {}
+    return bool(
+        choice.get("text")
+        or any(delta.get(key) for key in ("content", "reasoning_content", "tool_calls"))
+    )
 
 
 def list_deployment_models(user: User) -> list[dict[str, Any]]:
@@ -258,9 +319,10 @@ async def run_in_database(function: Callable[..., Any], *args: Any) -> Any:
 
 application = Starlette(
     routes=[
-        Route("/v1/models", openai_errors(list_models)),
-        Route("/v1/models/{name}", openai_errors(retrieve_model)),
-        Route("/v1/chat/completions", openai_errors(create_chat_completion), methods=["POST"]),
-        Route("/v1/completions", openai_errors(create_completion), methods=["POST"]),
-    ]
+        Route("/v1/models", list_models),
+        Route("/v1/models/{name}", retrieve_model),
+        Route("/v1/chat/completions", create_chat_completion, methods=["POST"]),
+        Route("/v1/completions", create_completion, methods=["POST"]),
+    ],
+    exception_handlers=EXCEPTION_HANDLERS,
 )

@@ -38,6 +38,13 @@ def build_request(version: AdapterVersion, body: dict[str, Any]) -> dict[str, An
                 "Every message needs a role (system, user, assistant, tool) and text.",
                 field="messages",
             )
+        unknown = sorted(message.keys() - {"role", "content"})
+        if unknown:
+            raise UserError(
+                f"{unknown[0][:80]} of a message is not supported here. Deploy the adapter and use "
+                "/v1/.",
+                field="messages",
+            )
     if sum(len(message["content"]) for message in messages) > MAX_CHARACTERS:
         raise UserError(
             f"The conversation exceeds {MAX_CHARACTERS:,} characters. Start a new one.",
@@ -52,9 +59,7 @@ def build_request(version: AdapterVersion, body: dict[str, Any]) -> dict[str, An
             if who == "adapter"
             else get_base_fields(version)
         ),
-        "messages": [
-            {"role": message["role"], "content": message["content"]} for message in messages
-        ],
+        "messages": messages,
         "stream": True,
         "stream_options": {"include_usage": True},
         "temperature": parse_number(body, "temperature", 0.0, 2.0, default=0.0),

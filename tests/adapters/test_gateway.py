@@ -190,6 +190,65 @@ async def test_errors_of_the_inference_server_reach_the_client_unchanged(
     )
 
 
+async def test_a_stream_that_fails_before_its_first_token_is_an_error_with_a_status(
+    alice, deployed, inference
+):
+    client = await sync_to_async(create_client)(alice)
+    with pytest.raises(openai.BadRequestError) as caught:
+        await client.chat.completions.create(**{**REQUEST, "max_tokens": 5000}, stream=True)
+    assert caught.value.code == "context_length_exceeded"
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status"),
+    [
+        ("POST", "/v1/embeddings", 404),
+        ("GET", "/v1", 404),
+        ("GET", "/v1/models/a/b", 404),
+        ("DELETE", "/v1/models", 405),
+    ],
+)
+async def test_an_unknown_url_is_an_error_in_openais_format(method, path, status):
+    transport = httpx.ASGITransport(app=application)
+    async with httpx.AsyncClient(transport=transport, base_url="http://testserver") as web:
+        answer = await web.request(method, path)
+    assert answer.status_code == status
+    assert set(answer.json()["error"]) == {"message", "type", "param", "code"}
+
+
+async def test_fields_between_the_site_and_the_inference_server_are_rejected(alice, deployed):
+    client = await sync_to_async(create_client)(alice)
+    with pytest.raises(openai.BadRequestError) as caught:
+        await client.chat.completions.create(**REQUEST, extra_body={"prompt_logprobs": 1})
+    assert caught.value.param == "prompt_logprobs"
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        httpx.Response(400, json={"object": "error", "message": "too long", "code": 400}),
+        httpx.Response(502, text="<html>Bad Gateway</html>"),
+        httpx.Response(500, json=["no"]),
+    ],
+)
+async def test_errors_of_other_servers_get_openais_format(
+    alice, deployed, settings, monkeypatch, error
+):
+    settings.INFERENCE_URL = "http://other"
+    secret = (await sync_to_async(create_token)(alice, "test"))[1]
+    other = httpx.MockTransport(lambda _request: error)
+    web = httpx.AsyncClient(
+        transport=httpx.ASGITransport(app=application),
+        base_url="http://testserver",
+        headers={"Authorization": f"Bearer {secret}"},
+    )
+    stub = {**vars(httpx), "AsyncClient": lambda **_: httpx.AsyncClient(transport=other)}
+    monkeypatch.setattr(inference_client, "httpx", SimpleNamespace(**stub))
+    answer = await web.post("/v1/chat/completions", json=REQUEST)
+    assert answer.status_code == error.status_code
+    assert set(answer.json()["error"]) == {"message", "type", "param", "code"}
+
+
 # Python's JSON parser accepts these, others do not.
 NOT_JSON = (b'{"model": "lights", "temperature": NaN}', b'{"model": "lights", "stop": "\\ud83d"}')
 

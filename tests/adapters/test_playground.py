@@ -47,6 +47,7 @@ def test_the_request_uses_the_adapters_folder_whatever_the_body_says(adapter, ba
         ({"messages": "hi"}, "message"),
         ({"messages": [{"role": "bot", "content": "x"}]}, "role"),
         ({"messages": [{"role": "user", "content": "x" * 30_000}]}, "20,000 characters"),
+        ({"messages": [{"role": "tool", "content": "x", "tool_call_id": "c"}]}, "tool_call_id"),
         ({"who": "stranger"}, "base or adapter"),
         ({"temperature": 9}, "from 0 to 2"),
         ({"temperature": "hot"}, "from 0 to 2"),
