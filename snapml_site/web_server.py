@@ -26,7 +26,7 @@ from django.contrib.sessions.backends.db import SessionStore  # noqa: E402
 from django.db import close_old_connections  # noqa: E402
 
 from snapml_site.spooled_body import SpooledFile  # noqa: E402
-from training.people.tokens import find_token  # noqa: E402
+from training.people.tokens import PasswordNotChanged, find_token  # noqa: E402
 
 UPLOAD_PATHS = (
     b"/data/new",
@@ -45,7 +45,10 @@ def is_authenticated(session: str, token: str) -> bool:
     """True if this is a valid session or API token."""
     close_old_connections()
     if token:
-        return find_token(token) is not None
+        try:
+            return find_token(token) is not None
+        except PasswordNotChanged:
+            return False
     return bool(session) and SESSION_KEY in SessionStore(session).load()
 
 

@@ -34,7 +34,7 @@ from adapters.serving import inference_client
 from adapters.serving.services import pick_version
 from adapters.serving.usage import RequestRecord, log_request
 from training.people.models import User
-from training.people.tokens import find_token
+from training.people.tokens import PasswordNotChanged, find_token
 
 INTERNAL_FIELDS = ("snapml", "prompt_logprobs")  # between the site and the inference server
 log = logging.getLogger("snapml.gateway")
@@ -293,7 +293,13 @@ def route_request(user: User, name: str) -> tuple[Deployment, dict[str, Any], in
 
 async def authenticate_caller(request: Request) -> User:
     kind, _, secret = request.headers.get("authorization", "").partition(" ")
-    token = await run_in_database(find_token, secret.strip()) if kind.lower() == "bearer" else None
+    is_bearer = kind.lower() == "bearer"
+    try:
+        token = await run_in_database(find_token, secret.strip()) if is_bearer else None
+    except PasswordNotChanged as error:
+        raise HttpError(
+            error.status, error.message, kind="authentication_error", code=error.code
+        ) from error
     if token is None:
         raise HttpError(
             401,

@@ -154,6 +154,15 @@ async def test_users_without_access_get_openai_errors_that_reveal_nothing(
         await create_client_with_token("snapml_wrong").models.list()
 
 
+async def test_a_token_before_the_change_of_the_one_time_password_is_told_so(alice, deployed):
+    client = await sync_to_async(create_client)(alice)
+    alice.must_change_password = True
+    await alice.asave()
+    with pytest.raises(openai.AuthenticationError, match="one-time password") as caught:
+        await client.models.list()
+    assert caught.value.code == "password_not_changed"
+
+
 async def test_a_read_only_token_can_send_requests(alice, deployed, inference):
     client = await sync_to_async(create_client)(alice, Scope.READ)
     assert get_text(await client.chat.completions.create(**REQUEST))

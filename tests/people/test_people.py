@@ -2,6 +2,7 @@ import pytest
 from django.core.management import CommandError, call_command
 
 from snapml_site.first_admin import prepare_first_admin
+from tests.user_errors import raises_user_error
 from training.errors import NotFound
 from training.people.models import ApiToken, User
 from training.people.tokens import create_token, find_token, revoke_token
@@ -113,6 +114,22 @@ def test_the_token_of_an_inactive_user_is_invalid(alice):
     alice.is_active = False
     alice.save()
     assert find_token(secret) is None
+
+
+def test_a_token_waits_for_the_change_of_the_one_time_password(alice, client, capsys):
+    alice.must_change_password = True
+    alice.save()
+    call_command("token", "alice")
+    printed = capsys.readouterr()
+    secret = printed.out.strip()
+    with raises_user_error(code="password_not_changed", naming=("alice", "one-time password")):
+        find_token(secret)
+    answer = client.get("/api/v1/models", headers={"Authorization": f"Bearer {secret}"})
+    assert answer.status_code == 401
+    assert answer.json()["error"]["message"] == printed.err.strip()
+    alice.must_change_password = False
+    alice.save()
+    assert find_token(secret).user == alice
 
 
 def test_the_account_page_shows_a_new_token_once(as_alice):

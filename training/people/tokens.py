@@ -15,6 +15,19 @@ from training.people.models import ApiToken, Scope, User
 TOKEN_PREFIX = "snapml_"  # noqa: S105  a prefix, not a secret
 
 
+class PasswordNotChanged(UserError):
+    """The token is valid, but its user has not changed the one-time password yet."""
+
+    status = 401
+
+    def __init__(self, user: User) -> None:
+        super().__init__(
+            f"This token works once {user.username} has signed in on the website and changed the "
+            "one-time password.",
+            code="password_not_changed",
+        )
+
+
 def create_token(user: User, name: str, scope: str = Scope.WRITE) -> tuple[ApiToken, str]:
     """Create a token. Returns it with its secret, which is not stored.
 
@@ -37,14 +50,19 @@ def create_token(user: User, name: str, scope: str = Scope.WRITE) -> tuple[ApiTo
 def find_token(secret: str) -> ApiToken | None:
     """The valid token with this secret, or None. Its time of use is updated at most once a minute,
     to save writes.
+
+    Raises:
+        PasswordNotChanged: the user has to change the one-time password first.
     """
     token = (
         ApiToken.objects.select_related("user")
         .filter(digest=hash_secret(secret), revoked_at=None)
         .first()
     )
-    if token is None or not token.user.is_active or token.user.must_change_password:
+    if token is None or not token.user.is_active:
         return None
+    if token.user.must_change_password:
+        raise PasswordNotChanged(token.user)
     now = timezone.now()
     is_stale = Q(last_used_at=None) | Q(last_used_at__lt=now - timedelta(minutes=1))
     ApiToken.objects.filter(is_stale, pk=token.pk).update(last_used_at=now)

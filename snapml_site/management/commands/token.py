@@ -6,7 +6,7 @@ from typing import Any
 from django.core.management.base import BaseCommand, CommandError
 
 from training.people.models import User
-from training.people.tokens import create_token
+from training.people.tokens import PasswordNotChanged, create_token
 
 
 class Command(BaseCommand):
@@ -24,3 +24,5 @@ class Command(BaseCommand):
             )
             raise CommandError(f"User {options['user']!r} not found. Users: {known or 'none yet'}.")
         self.stdout.write(create_token(user, options["name"])[1])
+        if user.must_change_password:
+            self.stderr.write(PasswordNotChanged(user).message)
