@@ -214,12 +214,18 @@ def continue_from(request: AuthenticatedRequest, adapter_id: int, body: Continue
 
 @router.post("/{int:adapter_id}/merge", response={202: JobOut})
 def merge_adapter(request: AuthenticatedRequest, adapter_id: int) -> Any:
-    """Merge the adapter into its base model in the background and compare the outputs of both.
-    Repeat the request to see the progress.
+    """Merge the adapter into its base model in the background and compare the outputs of both. A
+    GET of the same address shows how far it is. A merge that failed starts again.
     """
     return 202, merge.merge_version(
         request.user, get_changeable(AdapterVersion, request.user, adapter_id, "base_model")
     )
+
+
+@router.get("/{int:adapter_id}/merge", response=JobOut)
+def read_merge(request: AuthenticatedRequest, adapter_id: int) -> Any:
+    """The state of the merge, with its error if it failed. It starts nothing."""
+    return merge.get_merge_job(get_visible(AdapterVersion, request.user, adapter_id))
 
 
 @router.post("/{int:adapter_id}/gguf", response={202: JobOut})
@@ -227,6 +233,13 @@ def export_gguf(request: AuthenticatedRequest, adapter_id: int, body: GgufIn) ->
     """Export the merged model as a GGUF file in the background and check it with llama.cpp."""
     version = get_changeable(AdapterVersion, request.user, adapter_id, "base_model")
     return 202, gguf.export_gguf(request.user, version, body.quantization)
+
+
+@router.get("/{int:adapter_id}/gguf", response=JobOut)
+def read_gguf_export(request: AuthenticatedRequest, adapter_id: int, quantization: str) -> Any:
+    """The state of the GGUF export with this quantization. It starts nothing."""
+    version = get_visible(AdapterVersion, request.user, adapter_id)
+    return gguf.get_gguf_job(version, quantization)
 
 
 @router.post("/{int:adapter_id}/push", response={202: JobOut})
@@ -239,6 +252,15 @@ def push_adapter(request: AuthenticatedRequest, adapter_id: int, body: PushIn) -
         get_changeable(AdapterVersion, request.user, adapter_id, "base_model"),
         **body.dict(),
     )
+
+
+@router.get("/{int:adapter_id}/push", response=JobOut)
+def read_push(
+    request: AuthenticatedRequest, adapter_id: int, repository: str, what: str = "adapter"
+) -> Any:
+    """The state of the last push to this repository. It starts nothing."""
+    version = get_visible(AdapterVersion, request.user, adapter_id)
+    return hub.get_push_job(version, repository, what)
 
 
 @router.get("/{int:adapter_id}", response=AdapterOut)

@@ -15,7 +15,7 @@ from training.errors import Conflict, NotFound, UserError
 from training.jobs.kinds import JobKind
 from training.jobs.models import Job, JobState
 from training.jobs.runner import get_subject, run_program
-from training.jobs.services import enqueue_job
+from training.jobs.services import enqueue_job, get_job
 from training.people.models import User
 
 KIND = "gguf"
@@ -37,15 +37,30 @@ def export_gguf(user: User, version: AdapterVersion, quantization: str) -> Job:
         UserError: unknown quantization.
         Conflict: the version has no full model; the message says why or what to do.
     """
-    if quantization not in QUANTIZATIONS:
-        raise UserError(
-            f"quantization must be one of {', '.join(QUANTIZATIONS)}.", field="quantization"
-        )
+    check_quantization(quantization)
     get_model_folder(version)
     params = {"quantization": quantization}
     return enqueue_job(
         user, KIND, f"{version.pk}:{quantization}", subjects=[version], params=params
     )
+
+
+def get_gguf_job(version: AdapterVersion, quantization: str) -> Job:
+    """The export with this quantization, whatever its state.
+
+    Raises:
+        UserError: unknown quantization.
+        NotFound: no such export was started.
+    """
+    check_quantization(quantization)
+    return get_job(KIND, f"{version.pk}:{quantization}")
+
+
+def check_quantization(quantization: str) -> None:
+    if quantization not in QUANTIZATIONS:
+        raise UserError(
+            f"quantization must be one of {', '.join(QUANTIZATIONS)}.", field="quantization"
+        )
 
 
 def get_model_folder(version: AdapterVersion) -> Path:

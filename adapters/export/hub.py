@@ -17,7 +17,7 @@ from training.errors import UserError
 from training.jobs.kinds import JobKind
 from training.jobs.models import Job, JobState
 from training.jobs.runner import get_subject, run_program, save_job
-from training.jobs.services import enqueue_job
+from training.jobs.services import enqueue_job, get_job
 from training.people.models import User
 
 KIND = "push"
@@ -43,24 +43,40 @@ def push_to_hub(
         UserError: an invalid value, with its field.
         Conflict: the version has no merged model; the message says why or what to do.
     """
-    if not REPOSITORY_PATTERN.fullmatch(repository):
-        raise UserError(
-            f"{repository[:80]!r} is not a repository name. Use `owner/name`.",
-            field="repository",
-        )
+    check_destination(repository, what)
     if not TOKEN_PATTERN.fullmatch(token):
         raise UserError(
             "Enter a Hub access token with write permission. It is deleted when the push starts.",
             field="token",
         )
-    if what not in PUSH_CONTENTS:
-        raise UserError(f"what must be one of {', '.join(PUSH_CONTENTS)}.", field="what")
     if what == "merged":
         gguf.get_model_folder(version)
     key = f"{version.pk}:{what}:{repository}"
     params = {"repository": repository, "what": what, "private": private, "token": token}
     restart = (JobState.DONE, JobState.FAILED)  # a second push runs again
     return enqueue_job(user, KIND, key, subjects=[version], params=params, restart=restart)
+
+
+def get_push_job(version: AdapterVersion, repository: str, what: str) -> Job:
+    """The last push to this repository, whatever its state.
+
+    Raises:
+        UserError: an invalid value, with its field.
+        NotFound: no such push was started.
+    """
+    check_destination(repository, what)
+    return get_job(KIND, f"{version.pk}:{what}:{repository}")
+
+
+def check_destination(repository: str, what: str) -> None:
+    """Raises UserError: an invalid value, with its field."""
+    if not REPOSITORY_PATTERN.fullmatch(repository):
+        raise UserError(
+            f"{repository[:80]!r} is not a repository name. Use `owner/name`.",
+            field="repository",
+        )
+    if what not in PUSH_CONTENTS:
+        raise UserError(f"what must be one of {', '.join(PUSH_CONTENTS)}.", field="what")
 
 
 def run_push(job: Job) -> dict[str, Any]:

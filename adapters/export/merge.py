@@ -12,7 +12,7 @@ from training.errors import Conflict
 from training.jobs.kinds import JobKind
 from training.jobs.models import Job, JobState
 from training.jobs.runner import get_subject, run_program
-from training.jobs.services import enqueue_job
+from training.jobs.services import enqueue_job, get_job
 from training.people.models import User
 
 KIND = "merge"
@@ -42,6 +42,11 @@ def merge_version(user: User, version: AdapterVersion) -> Job:
             field="merge",
         )
     return enqueue_job(user, KIND, str(version.pk), subjects=[version])
+
+
+def get_merge_job(version: AdapterVersion) -> Job:
+    """The merge of a version, whatever its state. Raises NotFound if none was started."""
+    return get_job(KIND, str(version.pk))
 
 
 def run_merge(job: Job) -> dict[str, Any]:

@@ -155,3 +155,26 @@ def test_kl_divergence_matches_its_definition():
     assert parity.kl_divergence(true, other) == pytest.approx(
         float((p * (p / q).log()).sum()), rel=1e-5
     )
+
+
+@pytest.mark.parametrize(
+    ("key", "kind", "path"),
+    [
+        ("{}", "merge", "merge"),
+        ("{}:q8_0", "gguf", "gguf?quantization=q8_0"),
+        ("{}:merged:ada/lamps", "push", "push?repository=ada/lamps&what=merged"),
+    ],
+)
+def test_reading_the_state_of_a_failed_export_starts_nothing(as_alice, run, key, kind, path):
+    version = register_version(run)
+    address = f"/api/v1/adapters/{version.pk}/{path}"
+    assert as_alice.get(address).status_code == 404
+    job = Job.objects.create(
+        kind=kind, key=key.format(version.pk), state=JobState.FAILED, error="No space.", tries=3
+    )
+    for _ in range(3):
+        answer = as_alice.get(address)
+        assert answer.status_code == 200
+        assert (answer.json()["state"], answer.json()["error"]) == ("failed", "No space.")
+    job.refresh_from_db()
+    assert (job.state, job.tries) == (JobState.FAILED, 3)

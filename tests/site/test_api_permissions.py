@@ -119,6 +119,10 @@ MATRIX = {
     "post /adapters/{adapter_id}/merge": CHANGE,
     "post /adapters/{adapter_id}/gguf": CHANGE,
     "post /adapters/{adapter_id}/push": CHANGE,
+    "get /adapters/{adapter_id}/gguf": READ,
+    # These were not started
+    "get /adapters/{adapter_id}/merge": dict.fromkeys(USERS[1:], "n"),
+    "get /adapters/{adapter_id}/push": dict.fromkeys(USERS[1:], "n"),
     "patch /adapters/{adapter_id}": CHANGE,
     "delete /adapters/{adapter_id}": CHANGE,
     "post /adapters/{adapter_id}/continue": {**READ, "vera": "l"},
@@ -211,6 +215,8 @@ def build_path(operation, things):
         "get /comparisons": versions,
         "get /comparisons/weights": versions,
         "delete /deployments/{name}": "?confirm=x",
+        "get /adapters/{adapter_id}/gguf": "?quantization=f16",
+        "get /adapters/{adapter_id}/push": "?repository=alice/lights",
         "get /runs/lengths": lengths,
         "get /runs/tokens": lengths,
     }

@@ -9,6 +9,7 @@ from typing import Any
 from django.db import models, transaction
 from django.utils import timezone
 
+from training.errors import NotFound
 from training.jobs.kinds import KINDS
 from training.jobs.models import Job, JobState, JobSubject
 from training.jobs.queue import wake_worker_on_commit
@@ -54,6 +55,20 @@ def enqueue_job(
             job.refresh_from_db()
         if is_new:
             wake_worker_on_commit(job.pk)
+    return job
+
+
+def get_job(kind: str, key: str) -> Job:
+    """The job with this kind and key, whatever its state. Reading it starts nothing.
+
+    Raises:
+        NotFound: it was never started.
+    """
+    job = Job.objects.filter(kind=kind, key=key).first()
+    if job is None:
+        raise NotFound(
+            f"No such {kind} has been started. Start it with a POST.", code="not_started"
+        )
     return job
 
 
