@@ -15,7 +15,7 @@ from training.datasets.errors import BadFile, BadRow
 from training.datasets.formats import EXCEL_SEPARATOR, Format, open_file
 from training.datasets.json_items import iter_json_objects, parse_json, row_too_large, to_record
 from training.datasets.rows import MAX_ROW_BYTES, check_text
-from training.datasets.values import clean_record
+from training.datasets.values import normalize_record
 from training.formatting import format_binary_bytes
 
 MAX_COLUMNS = 1_000
@@ -39,7 +39,7 @@ def iter_records(path: Path, file_format: Format, *, max_bytes: int) -> Iterator
                 yield number, record
                 continue
             try:
-                yield number, clean_record(record)
+                yield number, normalize_record(record)
             except BadRow as bad:
                 yield number, bad
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:

@@ -14,11 +14,12 @@ from typing import Any
 
 from training.datasets.errors import BadRow
 from training.datasets.values import (
-    clean_value,
+    normalize_value,
     parse_nested,
     remove_nulls,
     remove_schema_nulls,
 )
+from training.text_input import UNSTORABLE
 
 ROLES = ("system", "user", "assistant", "tool")
 # Other names of the roles: OpenAI's newer and older ones, ShareGPT's, OpenAssistant's
@@ -314,7 +315,7 @@ def check_tool_calls(
             )
         arguments = function.get("arguments")
         if isinstance(arguments, str):
-            arguments = clean_value(parse_json_or_none(arguments or "{}"))
+            arguments = normalize_value(parse_json_or_none(arguments or "{}"))
         else:
             arguments = {} if arguments is None else remove_nulls(arguments, schemas.get(name))
         if not isinstance(arguments, dict) or len(name) > 100:
@@ -380,21 +381,19 @@ def check_text(value: Any, field: str, prefix: str = "") -> str:
             f"{prefix}`{field}` is {shorten_value(value)}; expected text",
             group=f"`{field}` is missing or not text",
         )
-    if "\0" in value:
-        raise BadRow(
-            f"{prefix}`{field}` holds a NUL character", group=f"`{field}` holds a NUL character"
-        )
-    try:
-        value.encode("utf-8")
-    except UnicodeEncodeError as error:
-        if 0xDC80 <= ord(value[error.start]) <= 0xDCFF:  # a byte that was not valid UTF-8
-            message = (
-                f"`{field}` is not UTF-8 at character {error.start + 1}; save the file as UTF-8"
-            )
-            raise BadRow(prefix + message, group=f"`{field}` is not UTF-8") from error
-        message = f"`{field}` holds half a character (a lone surrogate such as \\ud800)"
-        raise BadRow(prefix + message, group=f"`{field}` holds half a character") from error
-    return value
+    found = UNSTORABLE.search(value)
+    if found is None:
+        return value
+    position = found.start() + 1
+    if found[0] == "\0":
+        problem, group = "holds a NUL character", "holds a NUL character"
+    elif "\udc80" <= found[0] <= "\udcff":  # a byte that was not valid UTF-8
+        problem = f"is not UTF-8 at character {position}; save the file as UTF-8"
+        group = "is not UTF-8"
+    else:
+        problem = "holds half a character (a lone surrogate such as \\ud800)"
+        group = "holds half a character"
+    raise BadRow(f"{prefix}`{field}` {problem}", group=f"`{field}` {group}")
 
 
 def check_split(value: Any) -> str:

@@ -28,18 +28,18 @@ LITERAL_TOKEN = re.compile(
 )
 
 
-def clean_record(record: Mapping[Any, Any]) -> dict[str, Any]:
+def normalize_record(record: Mapping[Any, Any]) -> dict[str, Any]:
     """The record with plain JSON values. NaN and infinity are missing (None), as pandas and
     `json.dumps` write empty cells as NaN.
 
     Raises:
         BadRow: nested more than MAX_DEPTH levels deep.
     """
-    cleaned: dict[str, Any] = clean_value(record)
+    cleaned: dict[str, Any] = normalize_value(record)
     return cleaned
 
 
-def clean_value(value: Any, depth: int = 0) -> Any:
+def normalize_value(value: Any, depth: int = 0) -> Any:
     if value is None or isinstance(value, PLAIN_TYPES):
         return value
     if isinstance(value, float):
@@ -47,11 +47,13 @@ def clean_value(value: Any, depth: int = 0) -> Any:
     if depth > MAX_DEPTH:
         raise BadRow(f"the row is nested more than {MAX_DEPTH} levels deep")
     if isinstance(value, Mapping):
-        return {str(key): clean_value(inner, depth + 1) for key, inner in value.items()}
+        return {str(key): normalize_value(inner, depth + 1) for key, inner in value.items()}
     if isinstance(value, list | tuple):
         if value and all(isinstance(item, tuple) and len(item) == 2 for item in value):
-            return {str(key): clean_value(inner, depth + 1) for key, inner in value}  # Arrow's map
-        return [clean_value(inner, depth + 1) for inner in value]
+            return {
+                str(key): normalize_value(inner, depth + 1) for key, inner in value
+            }  # Arrow's map
+        return [normalize_value(inner, depth + 1) for inner in value]
     # Dates, times and decimals of Parquet become text.
     return value.decode(errors="surrogateescape") if isinstance(value, bytes) else str(value)
 
@@ -63,9 +65,9 @@ def parse_nested(value: Any) -> Any:
     if not isinstance(value, str) or value.lstrip()[:1] not in ("[", "{"):
         return value
     try:
-        return clean_value(json.loads(value))
+        return normalize_value(json.loads(value))
     except (ValueError, RecursionError):
-        return clean_value(parse_literal(value))
+        return normalize_value(parse_literal(value))
 
 
 def parse_literal(text: str) -> Any:
