@@ -11,6 +11,7 @@ from training.engine.data.conversations import (
     DataError,
     encode_prompt,
     encode_row,
+    encode_rows,
     encode_text,
     load_tokenizer,
     render_messages,
@@ -57,6 +58,24 @@ def test_a_template_that_drops_the_reasoning_is_refused(tokenizer):
     with pytest.raises(DataError) as refused:
         encode_row(tokenizer, row, max_length=999)
     assert refused.value.code == "template_without_reasoning"
+
+
+def test_rows_that_the_template_rejects_can_be_left_out(tokenizer):
+    rejected = {"messages": [QUESTION, {**ANSWER, "reasoning_content": "the sensor says"}]}
+    rows = [{"messages": [QUESTION, ANSWER]}, rejected]
+    options = {"max_length": 99, "train_on_prompt": False}
+    encoded = list(encode_rows(tokenizer, rows, skip_invalid_rows=True, **options))
+    assert encoded[0].trained_tokens and encoded[1] is None
+    with pytest.raises(DataError, match="^row 2: "):
+        list(encode_rows(tokenizer, rows, **options))
+
+
+def test_a_run_without_its_invalid_rows_says_how_many(tiny_run, engine_here):
+    rejected = {"messages": [QUESTION, {**ANSWER, "reasoning_content": "the sensor says"}]}
+    folder = tiny_run(rows=[*tiny.ROWS, rejected], max_steps=2, skip_invalid_rows=True)
+    assert engine_here([str(folder)]) == 0
+    (start,) = (event for event in tiny.read_events(folder) if event["kind"] == "start")
+    assert start["invalid_rows"] == 1 and start["rows"] == len(tiny.ROWS)
 
 
 def test_text_like_a_control_token_is_plain_text(tokenizer):

@@ -128,6 +128,13 @@ class RunConfig(MethodSettings):
         recommended="off",
         advanced=True,
     )
+    skip_invalid_rows: bool = setting_field(
+        False,
+        "Leave out the rows that the model's chat template rejects. Otherwise one such row refuses "
+        "the run.",
+        recommended="off",
+        advanced=True,
+    )
     precision: str = setting_field(
         "auto",
         "bf16 halves memory if the hardware supports it. mixed keeps weights in fp32 and computes "

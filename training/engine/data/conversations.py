@@ -349,15 +349,23 @@ def get_bos_ids(tokenizer: Any) -> list[int]:
 
 
 def encode_rows(
-    tokenizer: Any, rows: Sequence[Row], *, max_length: int, train_on_prompt: bool
-) -> Iterator[EncodedRow]:
-    """Encode all rows in order.
+    tokenizer: Any,
+    rows: Sequence[Row],
+    *,
+    max_length: int,
+    train_on_prompt: bool,
+    skip_invalid_rows: bool = False,
+) -> Iterator[EncodedRow | None]:
+    """Encode all rows in order; None for a row that is left out because it cannot be encoded.
 
     Raises:
-        DataError: a row cannot be encoded; the message starts with its number.
+        DataError: a row cannot be encoded, and `skip_invalid_rows` is not set; the message starts
+            with its number.
     """
     for number, row in enumerate(rows, start=1):
         try:
             yield encode_row(tokenizer, row, max_length=max_length, train_on_prompt=train_on_prompt)
         except DataError as error:
-            raise DataError(f"row {number}: {error.message}", code=error.code) from error
+            if not skip_invalid_rows:
+                raise DataError(f"row {number}: {error.message}", code=error.code) from error
+            yield None

@@ -173,13 +173,20 @@ def encode_data(tokenizer: Any, config: RunConfig) -> Generator[Event, None, Enc
     """
     train_rows = read_rows(Path(config.train_data))
     raw_eval_rows = read_rows(Path(config.eval_data))[: config.eval_rows]
-    rows: list[EncodedRow] = []
-    yield from encode_with_progress(tokenizer, train_rows, rows, config, "tokenizing")
-    eval_rows: list[EncodedRow] = []
-    yield from encode_with_progress(
-        tokenizer, raw_eval_rows, eval_rows, config, "tokenizing held-out rows"
+    encoded = yield from encode_with_progress(tokenizer, train_rows, config, "tokenizing")
+    rows = [row for row in encoded if row is not None]
+    encoded_eval = yield from encode_with_progress(
+        tokenizer, raw_eval_rows, config, "tokenizing held-out rows"
     )
-    skipped_counts = {"truncated_rows": sum(row.truncated_tokens > 0 for row in rows)}
+    raw_eval_rows = [
+        row
+        for row, encoded_row in zip(raw_eval_rows, encoded_eval, strict=True)
+        if encoded_row is not None
+    ]
+    skipped_counts = {
+        "invalid_rows": len(train_rows) - len(rows),
+        "truncated_rows": sum(row.truncated_tokens > 0 for row in rows),
+    }
     skipped_counts["empty_rows"] = sum(not row.trained_tokens for row in rows)
     rows = [row for row in rows if row.trained_tokens]
     if not rows:
@@ -188,7 +195,7 @@ def encode_data(tokenizer: Any, config: RunConfig) -> Generator[Event, None, Enc
             "tokens. Increase max_length.",
             field="max_length",
         )
-    eval_rows = [row for row in eval_rows if row.trained_tokens]
+    eval_rows = [row for row in encoded_eval if row is not None and row.trained_tokens]
     return EncodedData(rows, eval_rows, raw_eval_rows, skipped_counts)
 
 
@@ -262,15 +269,20 @@ def load_initial_weights(session: Session) -> None:
 def encode_with_progress(
     tokenizer: Any,
     rows: Sequence[dict[str, Any]],
-    encoded_rows: list[EncodedRow],
     config: RunConfig,
     phase_name: str,
-) -> Iterator[Event]:
+) -> Generator[Event, None, list[EncodedRow | None]]:
+    encoded_rows: list[EncodedRow | None] = []
     encoded = encode_rows(
-        tokenizer, rows, max_length=config.max_length, train_on_prompt=config.train_on_prompt
+        tokenizer,
+        rows,
+        max_length=config.max_length,
+        train_on_prompt=config.train_on_prompt,
+        skip_invalid_rows=config.skip_invalid_rows,
     )
     for index, row in enumerate(encoded):
         if index % PROGRESS_INTERVAL == 0:
             yield "phase", {"name": phase_name, "done": index, "total": len(rows)}
         encoded_rows.append(row)
     yield "phase", {"name": phase_name, "done": len(rows), "total": len(rows)}
+    return encoded_rows

@@ -67,6 +67,7 @@ GROUPS = (
         "Machine",
         (
             "train_on_prompt",
+            "skip_invalid_rows",
             "precision",
             "gradient_checkpointing",
             "auto_reduce_memory",
