@@ -66,16 +66,16 @@ def test_rows_that_the_template_rejects_can_be_left_out(tokenizer):
     options = {"max_length": 99, "train_on_prompt": False}
     encoded = list(encode_rows(tokenizer, rows, skip_invalid_rows=True, **options))
     assert encoded[0].trained_tokens and encoded[1] is None
-    with pytest.raises(DataError, match="^row 2: "):
+    with pytest.raises(DataError, match=r"^row 2: "):
         list(encode_rows(tokenizer, rows, **options))
 
 
 def test_a_run_without_its_invalid_rows_says_how_many(tiny_run, engine_here):
     rejected = {"messages": [QUESTION, {**ANSWER, "reasoning_content": "the sensor says"}]}
-    folder = tiny_run(rows=[*tiny.ROWS, rejected], max_steps=2, skip_invalid_rows=True)
+    folder = tiny_run(rows=[rejected, *tiny.ROWS], max_steps=2, skip_invalid_rows=True)
     assert engine_here([str(folder)]) == 0
     (start,) = (event for event in tiny.read_events(folder) if event["kind"] == "start")
-    assert start["invalid_rows"] == 1 and start["rows"] == len(tiny.ROWS)
+    assert start["invalid_rows"] == 1 and start["rows"] == len(tiny.ROWS) - 4
 
 
 def test_text_like_a_control_token_is_plain_text(tokenizer):
