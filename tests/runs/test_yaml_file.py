@@ -12,6 +12,7 @@ from tests import tiny
 from tests.launching import launch_run
 from tests.pages import normalize_markup
 from tests.user_errors import raises_user_error
+from training.engine.config import RunConfig
 from training.errors import NotFound, UserError
 from training.gpus import devices
 from training.gpus.models import Pool
@@ -49,11 +50,40 @@ def test_a_written_file_reads_back_the_same(run, alice):
         ("!!python/object/apply:os.system ['id']", "yaml_tag", []),
         ("x" * 70_000, "", ["16,000"]),
         ("[" * 10_000, "yaml_depth", []),
+        ("settings: {rank: 4, rank: 8}", "", ["rank", "twice"]),
+        ("settings: {learning_rate: .inf}", "number_out_of_range", ["learning_rate"]),
+        ('name: "\\uDFFF"', "unstorable_text", ["name"]),
+        ("skip_impossible: 1", "", ["skip_impossible"]),
     ],
 )
 def test_an_invalid_file_is_rejected(text, code, facts):
     with raises_user_error(code=code, field="file", naming=facts):
         read_yaml(text)
+
+
+@pytest.mark.parametrize("scalar", ["0x10", "0b11", "0o17", "017", "1_6", "1:30", "2026-11-30"])
+def test_a_number_that_readers_take_for_another_is_refused_as_text(scalar):
+    settings = read_yaml(f"settings: {{rank: {scalar}}}")["settings"]
+    with raises_user_error(field="rank", naming=[f"'{scalar}'"]):
+        RunConfig.from_dict(settings)
+
+
+@pytest.mark.parametrize("scalar", ["1e-3", "1E-3", "+1e-3", "0.001", ".001", "1.e-3"])
+def test_decimal_numbers_are_read_with_and_without_exponent(scalar):
+    assert read_yaml(f"settings: {{learning_rate: {scalar}}}")["settings"] == {
+        "learning_rate": 0.001
+    }
+
+
+@pytest.mark.parametrize(
+    "name", ["no", "1e5", "1.10", "0x1F", "007", "null", "2026-11-30", "a: #b"]
+)
+def test_a_name_is_read_and_written_as_it_is(run, name):
+    run.name = name
+    assert read_yaml(to_yaml(run))["name"] == name
+    if name not in ("null", "a: #b"):
+        document = read_yaml(f"name: {name}\ndata: {{name: {name}, sha256: {name}}}")
+        assert (document["name"], document["data"]) == (name, {"name": name, "sha256": name})
 
 
 def test_data_is_looked_up_by_digest_then_name_among_visible_data(run, alice, people):
