@@ -25,9 +25,8 @@ def test_every_setting_is_documented_with_its_help_text():
 def test_every_row_format_has_an_example():
     text = (DOCS / "data.md").read_text().lower()
     for title in ROW_FORMATS.values():
-        assert title.split(" (")[0].split(":")[0].replace(" conversations", "").lower() in text, (
-            title
-        )
+        name = re.split(r" \(|:| conversations", title)[0]
+        assert name.lower() in text, title
 
 
 APPS = ("people", "jobs", "webhooks", "catalog", "datasets", "gpus", "runs", "adapters")

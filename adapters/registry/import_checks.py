@@ -17,9 +17,8 @@ from training.errors import UserError
 
 TENSOR_PREFIX = "base_model.model."
 MAX_SIZE = 4096  # of rank, virtual tokens, bottleneck size
-# Keys copied by method. Keys that PEFT always writes are ignored; any other key that is set is an
-# error.
-COMMON_KEYS = ("peft_type", "task_type")
+# Keys copied by method. Keys that PEFT always writes are ignored, since the config is written anew;
+# any other key that is set is an error.
 ALLOWED_KEYS: dict[str, tuple[str, ...]] = {
     "lora": (
         "r",
@@ -27,7 +26,6 @@ ALLOWED_KEYS: dict[str, tuple[str, ...]] = {
         "use_rslora",
         "use_dora",
         "fan_in_fan_out",
-        "rank_pattern",
         "alpha_pattern",
     ),
     "ia3": ("feedforward_modules", "fan_in_fan_out"),
@@ -42,6 +40,9 @@ ALLOWED_KEYS: dict[str, tuple[str, ...]] = {
     "bottleneck": ("bottleneck_size", "activation"),
 }
 IGNORED_KEYS = {
+    "peft_type",
+    "task_type",
+    "auto_mapping",
     "base_model_name_or_path",
     "revision",
     "peft_version",
@@ -52,18 +53,41 @@ IGNORED_KEYS = {
     "eva_config",
     "loftq_config",
     "corda_config",
+    "lora_ga_config",
     "qalora_group_size",
     "num_transformer_submodules",
     "prompt_tuning_init",
     "prompt_tuning_init_text",
+    "rank_pattern",
     "target_modules",
     "exclude_modules",
+    "layers_to_transform",
+    "layers_pattern",
 }
 # Values that PEFT always writes
 DEFAULT_VALUES = {"megatron_core": ("megatron.core",), "bias": ("none",)}
+# What the settings add that SnapML cannot serve or merge
+UNSUPPORTED_FEATURES = {
+    "modules_to_save": "fully trained copies of modules",
+    "trainable_token_indices": "trained rows of the embedding",
+    "bias": "trained biases",
+    "lora_bias": "trained biases of the LoRA matrices",
+    "layer_replication": "repeated layers",
+    "target_parameters": "LoRA on parameters that are no modules",
+    "ensure_weight_tying": "adapters that are tied like the weights",
+    "alora_invocation_tokens": "activated LoRA",
+}
+# Initializations of PEFT that leave the base unchanged. The others subtract from it, so that their
+# matrices belong to a residual.
+PLAIN_INITS = (None, True, False, "gaussian", "eva", "orthogonal")
+BASE_CHANGING_INITS = ("pissa", "olora", "corda", "loftq", "lora_ga")
+DEFAULT_RANK = 8  # PEFT's
+MAX_ALPHA = 1e6
+LAYER_INDEX_PATTERN = re.compile(r".*?\.[^.]*\.(\d+)\.")
 TENSOR_PATTERNS = {
     "lora": re.compile(
         r"(?P<module>[\w.]+)\.lora_(?P<part>A|B)\.weight"
+        r"|(?P<embedding>[\w.]+)\.lora_embedding_(?P<embedding_part>A|B)"
         r"|(?P<other>[\w.]+)\.lora_magnitude_vector(\.weight)?"
     ),
     "ia3": re.compile(r"(?P<module>[\w.]+)\.ia3_l"),
@@ -113,40 +137,26 @@ class BaseShapes:
 def validate_config(
     config: Mapping[str, Any], method: str, shapes: Mapping[str, list[int]], base: BaseShapes
 ) -> dict[str, Any]:
-    """The config reduced to known keys, with target modules taken from the tensors.
+    """The config reduced to known keys, with target modules and ranks taken from the tensors.
 
     Raises:
         UserError: an unknown setting, a tensor that does not belong to such an adapter, or a size
             that does not fit.
     """
-    accepted = {
-        name: config[name] for name in (*COMMON_KEYS, *ALLOWED_KEYS[method]) if name in config
-    }
-    for key, value in config.items():
-        if (
-            key not in accepted
-            and key not in IGNORED_KEYS
-            and value
-            and value not in DEFAULT_VALUES.get(key, ())
-        ):
-            raise UserError(
-                f"adapter_config.json sets {key[:60]}, which is not supported. Save the adapter "
-                "without it.",
-                field="file",
-                code="unsupported_setting",
-            )
-    check_config_values(accepted)
+    accepted = {name: config[name] for name in ALLOWED_KEYS[method] if name in config}
+    if method == "lora":
+        accepted.setdefault("r", DEFAULT_RANK)
+    check_config_values({**accepted, "rank_pattern": config.get("rank_pattern")})
     modules = {parse_tensor_name(name, method)[0]: None for name in shapes}
     for name, shape in shapes.items():
-        check_tensor_shape(name, shape, method, (accepted, base))
+        check_tensor_shape(name, shape, method, (config, base))
+    check_modules_targeted(config, modules)
     if method == "lora":
-        missing = [module for module in modules if not has_both_matrices(module, shapes)]
-        if missing:
-            raise UserError(
-                f"The adapter has only one of the two LoRA matrices for {missing[0][:80]!r}.",
-                field="file",
-                code="unpaired_matrix",
-            )
+        check_matrices(config, modules, shapes)
+        ranks = {module: get_rank(module, config) for module in sorted(modules)}
+        accepted["rank_pattern"] = {
+            module: rank for module, rank in ranks.items() if rank != accepted["r"]
+        }
     if method in ("lora", "ia3", "bottleneck"):
         accepted["target_modules"] = sorted(modules)
     if method == "ia3":
@@ -155,10 +165,124 @@ def validate_config(
             module for module in sorted(modules) if module.endswith(suffixes)
         ]
     return {
+        "peft_type": config["peft_type"],
+        "task_type": "CAUSAL_LM",
         **accepted,
         "inference_mode": True,
         **({"bias": "none", "init_lora_weights": True} if method == "lora" else {}),
     }
+
+
+def check_supported(config: Mapping[str, Any], method: str) -> None:
+    """Raises UserError: the config sets something that SnapML does not support."""
+    if config.get("task_type") not in (None, "CAUSAL_LM"):
+        raise UserError(
+            f"The adapter is for the task {str(config['task_type'])[:40]}; only CAUSAL_LM is "
+            "supported.",
+            field="file",
+            code="unsupported_task",
+        )
+    for key, value in config.items():
+        if (
+            key not in ALLOWED_KEYS[method]
+            and key not in IGNORED_KEYS
+            and value
+            and value not in DEFAULT_VALUES.get(key, ())
+        ):
+            feature = UNSUPPORTED_FEATURES.get(key)
+            raise UserError(
+                f"adapter_config.json sets {key[:60]}{f' ({feature})' if feature else ''}, which "
+                "SnapML does not support. Merge the adapter into its base with PEFT's "
+                "`merge_and_unload` and register the result as a model instead.",
+                field="file",
+                code="unsupported_setting",
+            )
+    init = config.get("init_lora_weights")
+    if isinstance(init, str) and init.lower().startswith(BASE_CHANGING_INITS):
+        raise UserError(
+            f"The adapter was trained with init_lora_weights {init[:40]}, which also changes the "
+            "base: its matrices do not fit the original model. Save it as plain LoRA with PEFT's "
+            "`save_pretrained(..., path_initial_model_for_weight_conversion=...)`.",
+            field="file",
+            code="base_changing_init",
+        )
+    if init not in PLAIN_INITS:
+        raise UserError(
+            f"adapter_config.json sets init_lora_weights to {str(init)[:40]!r}, which SnapML does "
+            "not know.",
+            field="file",
+            code="unsupported_setting",
+        )
+
+
+def check_modules_targeted(config: Mapping[str, Any], modules: Collection[str]) -> None:
+    """Raises UserError: the weights have a module that the config leaves out, so that PEFT would
+    ignore it. A regular expression is not checked: it could take hours.
+    """
+    for module in modules:
+        if not is_targeted(module, config):
+            raise UserError(
+                f"The adapter has weights for {module[:80]!r}, but target_modules, "
+                "layers_to_transform or exclude_modules in adapter_config.json leave it out, so "
+                "PEFT would ignore them. Correct adapter_config.json.",
+                field="file",
+                code="untargeted_module",
+            )
+
+
+def is_targeted(module: str, config: Mapping[str, Any]) -> bool:
+    """Whether PEFT would adapt a module, by the lists of names and layers in the config."""
+    targets, excluded = config.get("target_modules"), config.get("exclude_modules")
+    if isinstance(excluded, list) and ends_with_name(module, excluded):
+        return False
+    if not isinstance(targets, list):
+        return True
+    layers = config.get("layers_to_transform")
+    if layers is None or layers == []:
+        return ends_with_name(module, targets)
+    layer_index = find_layer_index(module, config.get("layers_pattern"))
+    indices = layers if isinstance(layers, list) else [layers]
+    # As in PEFT, layers_to_transform does not apply to a module that is named in full
+    return module in targets or (ends_with_name(module, targets) and layer_index in indices)
+
+
+def ends_with_name(module: str, names: Collection[Any]) -> bool:
+    return any(f".{module}".endswith(f".{name}") for name in names)
+
+
+def find_layer_index(module: str, layers_pattern: Any) -> int | None:
+    """The number of the layer that a module is in, after one of the names in `layers_pattern`."""
+    names = [layers_pattern] if isinstance(layers_pattern, str) else layers_pattern
+    patterns = [re.compile(rf"(?:^|.*?\.){re.escape(str(name))}\.(\d+)\.") for name in names or ()]
+    matches = [pattern.match(module) for pattern in patterns or [LAYER_INDEX_PATTERN]]
+    return next((int(match[1]) for match in matches if match), None)
+
+
+def get_rank(module: str, config: Mapping[str, Any]) -> Any:
+    """The rank of a module, by the first name in `rank_pattern` that it ends with."""
+    pattern = config.get("rank_pattern") or {}
+    ranks = (rank for name, rank in pattern.items() if ends_with_name(module, [name]))
+    return next(ranks, config.get("r", DEFAULT_RANK))
+
+
+def check_matrices(
+    config: Mapping[str, Any], modules: Collection[str], shapes: Mapping[str, list[int]]
+) -> None:
+    """Raises UserError: a LoRA matrix is missing, or PEFT would ignore DoRA's magnitudes."""
+    missing = [module for module in modules if not has_both_matrices(module, shapes)]
+    if missing:
+        raise UserError(
+            f"The adapter has only one of the two LoRA matrices for {missing[0][:80]!r}.",
+            field="file",
+            code="unpaired_matrix",
+        )
+    if not config.get("use_dora") and any("lora_magnitude_vector" in name for name in shapes):
+        raise UserError(
+            "The adapter has magnitudes of DoRA, but use_dora in adapter_config.json is not true, "
+            "so PEFT would ignore them. Correct adapter_config.json.",
+            field="file",
+            code="unused_magnitudes",
+        )
 
 
 def check_config_values(config: Mapping[str, Any]) -> None:
@@ -185,6 +309,14 @@ def check_config_values(config: Mapping[str, Any]) -> None:
                 field="file",
                 code="invalid_size",
             )
+    alpha = config.get("lora_alpha", 1)
+    if type(alpha) not in (int, float) or not 0 < alpha <= MAX_ALPHA:
+        raise UserError(
+            f"adapter_config.json sets lora_alpha to {str(alpha)[:40]}; it must be a number above "
+            f"0, up to {MAX_ALPHA:,.0f}.",
+            field="file",
+            code="invalid_size",
+        )
     for name in ("rank_pattern", "alpha_pattern"):
         pattern = config.get(name) or {}
         is_valid = isinstance(pattern, dict) and all(
@@ -195,7 +327,8 @@ def check_config_values(config: Mapping[str, Any]) -> None:
         )
         if not is_valid:
             raise UserError(
-                f"{name} in adapter_config.json must map module names to numbers.",
+                f"{name} in adapter_config.json must map module names to numbers. Regular "
+                "expressions are not supported: write the names of the modules.",
                 field="file",
                 code="invalid_pattern",
             )
@@ -208,18 +341,23 @@ def parse_tensor_name(name: str, method: str) -> tuple[str, str]:
     match = TENSOR_PATTERNS[method].fullmatch(name.removeprefix(TENSOR_PREFIX))
     if match is None:
         raise UserError(
-            f"Tensor {name[:80]!r} does not belong to this type of adapter; it would overwrite "
-            "base weights.",
+            f"Tensor {name[:80]!r} does not belong to this type of adapter, which SnapML does not "
+            "support. Merge the adapter into its base with PEFT's `merge_and_unload` and register "
+            "the result as a model instead.",
             field="file",
             code="unknown_tensor",
         )
     groups = match.groupdict()
-    return groups.get("module") or groups.get("other") or "", groups.get("part") or ""
+    module = groups.get("module") or groups.get("embedding") or groups.get("other") or ""
+    return module, groups.get("part") or groups.get("embedding_part") or ""
 
 
 def has_both_matrices(module: str, shapes: Mapping[str, list[int]]) -> bool:
     names = {name.removeprefix(TENSOR_PREFIX) for name in shapes}
-    return {f"{module}.lora_A.weight", f"{module}.lora_B.weight"} <= names
+    return {f"{module}.lora_A.weight", f"{module}.lora_B.weight"} <= names or {
+        f"{module}.lora_embedding_A",
+        f"{module}.lora_embedding_B",
+    } <= names
 
 
 def check_tensor_shape(
@@ -239,12 +377,13 @@ def check_tensor_shape(
         return
     weight = base.get_weight_shape(module)
     if method == "lora" and part:
-        ranks = {config.get("r"), *(config.get("rank_pattern") or {}).values()}
-        rank, width = (shape[0], shape[-1]) if part == "A" else (shape[-1], shape[0])
-        if len(shape) != 2 or rank not in ranks or width not in weight:
+        expected_rank = get_rank(module, config)
+        first, last = (shape[0], shape[1]) if len(shape) == 2 else (None, None)
+        rank, width = (first, last) if part == "A" else (last, first)
+        if rank != expected_rank or width not in weight:
             raise UserError(
-                f"The adapter's {part} for {module[:80]} has shape {shape}, which fits neither "
-                f"rank {config.get('r')} nor the weight of shape {weight} in {base.name}. Choose "
+                f"The adapter's {part} for {module[:80]} has shape {shape}, which does not fit "
+                f"rank {expected_rank} and the weight of shape {weight} in {base.name}. Choose "
                 "the base model it was trained on.",
                 field="base",
                 code="wrong_shape",

@@ -2,7 +2,7 @@
 torch is not loaded and no code from them runs.
 
 Only safetensors and configs with known keys are accepted. The base must be a model of the catalog
-that the weights fit.
+that the weights fit. Copies of its own weights in the file are removed.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import shutil
 import stat
 import tempfile
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import IO, Any
@@ -23,7 +23,13 @@ from django.core.files.uploadedfile import UploadedFile
 from django.db import transaction
 
 from adapters.models import AdapterVersion
-from adapters.registry.import_checks import BaseShapes, validate_config
+from adapters.registry.base_copies import (
+    StoredTensor,
+    find_base_copies,
+    read_tensors,
+    remove_tensors,
+)
+from adapters.registry.import_checks import BaseShapes, check_supported, validate_config
 from adapters.registry.services import (
     build_file_manifest,
     count_bytes,
@@ -32,7 +38,7 @@ from adapters.registry.services import (
     take_next_number,
 )
 from training.catalog.models import BaseModel, ModelState
-from training.catalog.safetensors_header import InvalidHeader, read_header
+from training.catalog.safetensors_header import InvalidHeader
 from training.engine.file_names import ADAPTER_FILES
 from training.errors import Conflict, TooLarge, UserError, to_one_line
 from training.formatting import format_bytes
@@ -40,8 +46,9 @@ from training.people.models import User
 from training.text_input import InvalidInput, parse_json
 
 MAX_BYTES = 2 * 10**9
-MAX_ENTRIES = 200
+MAX_ENTRIES = 20_000
 MAX_CONFIG_BYTES = 200_000
+PICKLED_FILE = "adapter_model.bin"
 MAX_COMPRESSION_RATIO = 100
 # Accepted dtypes: torch cannot copy F4, F6 or complex tensors into an adapter.
 ADAPTER_DTYPES = frozenset(("F64", "F32", "F16", "BF16", "I64", "I32", "I16", "I8", "U8", "BOOL"))
@@ -114,6 +121,9 @@ def import_version(
 def extract_files(uploads: Sequence[UploadedFile[Any]], target: Path) -> None:
     """Copy the two adapter files to `target`, from the uploads or from a single zip. Other uploads
     are ignored.
+
+    Raises:
+        UserError: a file is missing, too large or pickled.
     """
     uploads_by_name = {str(upload.name): upload for upload in uploads}
     if not any(name in uploads_by_name for name in ADAPTER_FILES):
@@ -127,11 +137,8 @@ def extract_files(uploads: Sequence[UploadedFile[Any]], target: Path) -> None:
         return
     for file_name in ADAPTER_FILES:
         if file_name not in uploads_by_name:
-            raise UserError(
-                f"{file_name} is missing. Choose both {' and '.join(ADAPTER_FILES)}.",
-                field="file",
-                code="missing_file",
-            )
+            message = f"{file_name} is missing. Choose both {' and '.join(ADAPTER_FILES)}."
+            raise missing_file_error(message, uploads_by_name)
         limit = MAX_CONFIG_BYTES if file_name.endswith(".json") else MAX_BYTES
         if (uploads_by_name[file_name].size or 0) > limit:
             raise TooLarge(
@@ -162,12 +169,11 @@ def unpack_zip(upload: IO[bytes], target: Path) -> None:
         entries = archive.infolist()
         if len(entries) > MAX_ENTRIES:
             raise UserError(
-                f"The zip has more than {MAX_ENTRIES} entries.",
+                f"The zip has more than {MAX_ENTRIES:,} entries. Zip only the adapter's folder.",
                 field="file",
                 code="too_many_entries",
             )
-        for file_name in ADAPTER_FILES:
-            entry = find_entry(entries, file_name)
+        for file_name, entry in zip(ADAPTER_FILES, find_adapter_entries(entries), strict=True):
             limit = MAX_CONFIG_BYTES if file_name.endswith(".json") else MAX_BYTES
             if entry.file_size > limit or entry.file_size > MAX_COMPRESSION_RATIO * max(
                 1, entry.compress_size
@@ -195,37 +201,62 @@ def unpack_zip(upload: IO[bytes], target: Path) -> None:
                 ) from error
 
 
-def find_entry(entries: list[zipfile.ZipInfo], name: str) -> zipfile.ZipInfo:
-    """The single regular file of this name in the root of the zip or in one folder."""
-    matches = [
-        entry
-        for entry in entries
-        if PurePosixPath(entry.filename).name == name and entry.filename.count("/") <= 1
-    ]
-    if len(matches) > 1:
+def find_adapter_entries(entries: list[zipfile.ZipInfo]) -> list[zipfile.ZipInfo]:
+    """The two adapter files in the folder of the zip that is closest to its root: checkpoints lie
+    deeper. Windows may separate folders with backslashes.
+
+    Raises:
+        UserError: no folder has both, or several do.
+    """
+    folders: dict[PurePosixPath, list[zipfile.ZipInfo]] = {}
+    paths = [PurePosixPath(entry.filename.replace("\\", "/")) for entry in entries]
+    for path, entry in zip(paths, entries, strict=True):
+        if path.name in ADAPTER_FILES:
+            folders.setdefault(path.parent, []).append(entry)
+    complete = {
+        folder: sorted(files, key=lambda entry: ADAPTER_FILES.index(get_file_name(entry)))
+        for folder, files in folders.items()
+        if {get_file_name(entry) for entry in files} == set(ADAPTER_FILES)
+    }
+    if not complete:
+        found = {
+            file_name for file_name in ADAPTER_FILES if any(p.name == file_name for p in paths)
+        }
+        missing = next((name for name in ADAPTER_FILES if name not in found), ADAPTER_FILES[0])
+        message = f"The zip has no folder with both {' and '.join(ADAPTER_FILES)}."
+        if missing not in found:
+            message = f"The zip has no {missing}."
+        raise missing_file_error(message, [path.name for path in paths])
+    depth = min(len(folder.parts) for folder in complete)
+    closest = [folder for folder in complete if len(folder.parts) == depth]
+    if len(closest) > 1 or len(complete[closest[0]]) > len(ADAPTER_FILES):
+        names = ", ".join(str(folder) for folder in closest[:3])
         raise UserError(
-            f"The zip has more than one {name} in its root or in one folder.",
+            f"The zip has several {ADAPTER_FILES[0]} ({names[:200]}). Zip one adapter's folder.",
             field="file",
             code="duplicate_file",
         )
-    if not matches:
-        has_pickle = any(
-            PurePosixPath(entry.filename).name == "adapter_model.bin" for entry in entries
-        )
+    for entry in complete[closest[0]]:
+        mode = entry.external_attr >> 16
+        if entry.is_dir() or (mode and not stat.S_ISREG(mode) and stat.S_IFMT(mode)):
+            raise UserError(
+                f"{get_file_name(entry)} in the zip is a link or a folder, not a regular file.",
+                field="file",
+                code="not_a_file",
+            )
+    return complete[closest[0]]
+
+
+def get_file_name(entry: zipfile.ZipInfo) -> str:
+    return PurePosixPath(entry.filename.replace("\\", "/")).name
+
+
+def missing_file_error(message: str, names: Collection[str]) -> UserError:
+    """The error for a missing file; it says so if there are pickled weights instead."""
+    if PICKLED_FILE in names:
         hint = " Pickled weights (.bin) are not supported; save them as safetensors."
-        raise UserError(
-            f"The zip has no {name} in its root or in one folder.{hint if has_pickle else ''}",
-            field="file",
-            code="pickled_weights" if has_pickle else "missing_file",
-        )
-    mode = matches[0].external_attr >> 16
-    if matches[0].is_dir() or (mode and not stat.S_ISREG(mode) and stat.S_IFMT(mode)):
-        raise UserError(
-            f"{name} in the zip is a link or a folder, not a regular file.",
-            field="file",
-            code="not_a_file",
-        )
-    return matches[0]
+        return UserError(message + hint, field="file", code="pickled_weights")
+    return UserError(message, field="file", code="missing_file")
 
 
 def copy_bounded(source: IO[bytes], target: IO[bytes], size: int, name: str) -> None:
@@ -249,7 +280,12 @@ def inspect_adapter(folder: Path, base: BaseModel) -> AdapterInfo:
             that do not fit the base.
     """
     try:
-        config = parse_json((folder / ADAPTER_FILES[1]).read_bytes(), ADAPTER_FILES[1])
+        text = (folder / ADAPTER_FILES[1]).read_text("utf-8-sig")
+        config = parse_json(text, ADAPTER_FILES[1])
+    except UnicodeDecodeError as error:
+        raise UserError(
+            f"{ADAPTER_FILES[1]} is not UTF-8.", field="file", code="invalid_json"
+        ) from error
     except InvalidInput as error:
         raise UserError(
             f"{ADAPTER_FILES[1]}: {error.message}", field="file", code="invalid_json"
@@ -266,26 +302,40 @@ def inspect_adapter(folder: Path, base: BaseModel) -> AdapterInfo:
             field="file",
             code="unknown_type",
         )
-    shapes = read_shapes(folder / ADAPTER_FILES[0], dtypes=ADAPTER_DTYPES)
-    base_shapes: dict[str, list[int]] = {}
-    for path in base.folder.glob("*.safetensors"):
-        base_shapes |= read_shapes(path, dtypes=None)
-    checked_config = validate_config(config, method, shapes, BaseShapes(base.name, base_shapes))
+    weights_path = folder / ADAPTER_FILES[0]
+    try:
+        tensors = read_tensors(weights_path)
+        base_tensors: dict[str, StoredTensor] = {}
+        for path in base.folder.glob("*.safetensors"):
+            base_tensors |= read_tensors(path)
+    except InvalidHeader as error:
+        raise UserError(error.message, field="file", code=error.code) from error
+    check_dtypes(tensors)
+    check_supported(config, method)
+    copies = find_base_copies(tensors, base_tensors, base.name)
+    if copies:
+        remove_tensors(weights_path, copies)
+    shapes = get_shapes({name: info for name, info in tensors.items() if name not in copies})
+    if not shapes:
+        raise UserError(
+            f"{ADAPTER_FILES[0]} has no weights of an adapter.", field="file", code="unknown_tensor"
+        )
+    base_shapes = BaseShapes(base.name, get_shapes(base_tensors))
+    checked_config = validate_config(config, method, shapes, base_shapes)
     return AdapterInfo(method, checked_config, sum(math.prod(shape) for shape in shapes.values()))
 
 
-def read_shapes(path: Path, *, dtypes: frozenset[str] | None) -> dict[str, list[int]]:
-    """Raises UserError for an invalid header or for a tensor with none of these dtypes."""
-    try:
-        tensors = read_header(path)
-    except InvalidHeader as error:
-        raise UserError(error.message, field="file", code=error.code) from error
+def get_shapes(tensors: Mapping[str, StoredTensor]) -> dict[str, list[int]]:
+    return {name: list(tensor.info.shape) for name, tensor in tensors.items()}
+
+
+def check_dtypes(tensors: Mapping[str, StoredTensor]) -> None:
+    """Raises UserError: a tensor has none of ADAPTER_DTYPES."""
     for name, tensor in tensors.items():
-        if dtypes is not None and tensor.dtype not in dtypes:
+        if tensor.info.dtype not in ADAPTER_DTYPES:
             raise UserError(
-                f"Tensor {name[:80]!r} in {path.name} has dtype {tensor.dtype}, which PEFT "
-                "adapters do not use.",
+                f"Tensor {name[:80]!r} in {tensor.path.name} has dtype {tensor.info.dtype}, which "
+                "PEFT adapters do not use.",
                 field="file",
                 code="unsupported_dtype",
             )
-    return {name: list(tensor.shape) for name, tensor in tensors.items()}

@@ -24,6 +24,7 @@ from training.engine.modeling.model import load_base
 from training.engine.modeling.weights import load_adapter
 
 pytestmark = pytest.mark.django_db
+LINEAR = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
 
 
@@ -143,11 +144,6 @@ def test_invalid_weights_are_rejected_before_any_library_reads_them(
 @pytest.mark.parametrize(
     ("changes", "code", "facts"),
     [
-        (
-            {"auto_mapping": {"parent_library": "os", "base_model_class": "system"}},
-            "unsupported_setting",
-            ("auto_mapping",),
-        ),
         ({"megatron_core": "os"}, "unsupported_setting", ("megatron_core",)),
         ({"modules_to_save": ["lm_head"]}, "unsupported_setting", ("modules_to_save",)),
         ({"layer_replication": [[0, 2]]}, "unsupported_setting", ("layer_replication",)),
@@ -155,6 +151,40 @@ def test_invalid_weights_are_rejected_before_any_library_reads_them(
         ({"r": 10**9}, "invalid_size", ("r", "4,096")),
         ({"r": 3}, "wrong_shape", ("rank 3",)),
         ({"rank_pattern": {"(a+)+$": 4}}, "invalid_pattern", ("rank_pattern",)),
+        ({"trainable_token_indices": [1]}, "unsupported_setting", ("trainable_token_indices",)),
+        ({"bias": "lora_only"}, "unsupported_setting", ("bias",)),
+        ({"a_new_key": 1}, "unsupported_setting", ("a_new_key",)),
+        ({"init_lora_weights": "pissa"}, "base_changing_init", ("pissa",)),
+        ({"init_lora_weights": "pissa_niter_16"}, "base_changing_init", ("pissa_niter_16",)),
+        ({"init_lora_weights": "OLoRA"}, "base_changing_init", ("OLoRA",)),
+        ({"init_lora_weights": "corda"}, "base_changing_init", ("corda",)),
+        ({"init_lora_weights": "loftq"}, "base_changing_init", ("loftq",)),
+        ({"init_lora_weights": "lora_ga"}, "base_changing_init", ("lora_ga",)),
+        ({"init_lora_weights": "mica"}, "unsupported_setting", ("mica",)),
+        ({"task_type": "SEQ_CLS"}, "unsupported_task", ("SEQ_CLS",)),
+        ({"lora_alpha": "8"}, "invalid_size", ("lora_alpha",)),
+        ({"lora_alpha": float("inf")}, "invalid_size", ("lora_alpha",)),
+        ({"target_modules": ["q_proj"]}, "untargeted_module", ("layers_to_transform",)),
+        (
+            {"layers_to_transform": [0], "target_modules": LINEAR},
+            "untargeted_module",
+            ("model.layers.1",),
+        ),
+        (
+            {"layers_to_transform": 1, "target_modules": LINEAR},
+            "untargeted_module",
+            ("model.layers.0",),
+        ),
+        (
+            {
+                "layers_to_transform": [0, 1],
+                "layers_pattern": "blocks",
+                "target_modules": LINEAR,
+            },
+            "untargeted_module",
+            ("model.layers",),
+        ),
+        ({"exclude_modules": ["k_proj"]}, "untargeted_module", ("k_proj",)),
         ({"peft_type": "XLORA"}, "unknown_type", ("XLORA",)),
         ({"peft_type": {"a": 1}}, "unknown_type", ()),
     ],
@@ -216,7 +246,12 @@ def make_link(name, target):
             "pickled_weights",
             (".bin",),
         ),
-        (lambda files: {**files, f"b/{WEIGHTS}": b"x"}, "duplicate_file", (WEIGHTS,)),
+        (
+            lambda files: {f"{n}/{name}": data for n in "ab" for name, data in files.items()},
+            "duplicate_file",
+            (WEIGHTS,),
+        ),
+        (lambda files: {**files, f".\\{CONFIG}": b"{}"}, "duplicate_file", (WEIGHTS,)),
         (
             lambda files: {CONFIG: files[CONFIG], f"a/b/{WEIGHTS}": files[WEIGHTS]},
             "missing_file",
@@ -230,11 +265,163 @@ def make_link(name, target):
         (lambda files: {**files, WEIGHTS: b"\0" * 5_000_000}, "too_large", ("5.0 MB",)),
         (lambda files: {**files, CONFIG: b"[" * 100_000}, "too_large", (CONFIG,)),
         (lambda files: {**files, CONFIG: b"[]"}, "invalid_json", (CONFIG,)),
-        (lambda files: {**files, **{f"f{n}": b"" for n in range(300)}}, "too_many_entries", (200,)),
+        (lambda files: {**files, **{f"f{n}": b"" for n in range(300)}}, "too_many_entries", (299,)),
     ],
 )
-def test_a_malformed_zip_is_rejected(alice, base_model, adapter_files, change, code, facts):
+def test_a_malformed_zip_is_rejected(
+    alice, base_model, adapter_files, change, code, facts, monkeypatch
+):
+    monkeypatch.setattr(imports, "MAX_ENTRIES", 299)
     assert_rejected(alice, base_model, make_upload(change(adapter_files)), code, *facts)
+
+
+@pytest.mark.parametrize(
+    "rename",
+    [
+        lambda name: f"backup\\me\\{name}",
+        lambda name: f"a/b/c/d/{name}",
+        lambda name: f"./{name}",
+    ],
+)
+def test_the_adapter_is_found_in_any_folder_beside_checkpoints_and_logs(
+    alice, base_model, adapter_files, rename
+):
+    files = {rename(name): content for name, content in adapter_files.items()}
+    checkpoints = {
+        rename(f"checkpoint-{n}/{name}"): b"{}" for n in (5, 10) for name in adapter_files
+    }
+    logs = {rename(f"logs/{n}.txt"): b"x" for n in range(400)}
+    version = imports.import_version(
+        alice, make_upload({**checkpoints, **logs, **files}), base_model, "Folder"
+    )
+    assert (version.folder / WEIGHTS).read_bytes() == adapter_files[WEIGHTS]
+
+
+def test_pickled_weights_beside_the_config_are_named(alice, base_model, adapter_files):
+    uploads = [
+        SimpleUploadedFile(CONFIG, adapter_files[CONFIG]),
+        SimpleUploadedFile("adapter_model.bin", pickle.dumps(1)),
+    ]
+    assert_rejected(alice, base_model, uploads, "pickled_weights", WEIGHTS)
+
+
+@pytest.fixture
+def peft_folder(base_model, tmp_path):
+    """Writes an adapter of the base with plain PEFT, and returns its folder and its logits."""
+    from peft import LoraConfig, PeftModel, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    def write(dtype=torch.float32, **config):
+        torch.manual_seed(3)
+        base = AutoModelForCausalLM.from_pretrained(base_model.folder, dtype=torch.float32)
+        model = get_peft_model(base, LoraConfig(**{"r": 3, "lora_alpha": 5, **config}))
+        with torch.no_grad():
+            for name, parameter in model.named_parameters():
+                if "lora_" in name:
+                    parameter.normal_(std=0.3)
+        model.to(dtype).save_pretrained(tmp_path / "peft")
+        again = AutoModelForCausalLM.from_pretrained(base_model.folder, dtype=torch.float32)
+        reference = PeftModel.from_pretrained(again, tmp_path / "peft")
+        return tmp_path / "peft", compute_logits(reference)
+
+    return write
+
+
+def compute_logits(model):
+    with torch.inference_mode():
+        return model.eval()(input_ids=torch.arange(2, 22)[None]).logits
+
+
+def read_folder(folder):
+    return {name: (folder / name).read_bytes() for name in (WEIGHTS, CONFIG)}
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"target_modules": ["o_proj", "up_proj"]},  # no task_type, so PEFT writes auto_mapping
+        {"target_modules": ["o_proj"], "layers_to_transform": [1], "layers_pattern": "layers"},
+        {"target_modules": ["k_proj"], "layers_to_transform": 0},
+        {"target_modules": "all-linear", "exclude_modules": ["lm_head"]},
+        {"target_modules": ["lm_head", "down_proj"]},
+        {"target_modules": ["embed_tokens"]},
+        {"target_modules": ["embed_tokens", "lm_head"], "task_type": "CAUSAL_LM"},
+        {"target_modules": ["v_proj"], "dtype": torch.bfloat16},
+        {"target_modules": ["v_proj"], "use_rslora": True, "init_lora_weights": "gaussian"},
+        {"target_modules": ["v_proj", "q_proj"], "rank_pattern": {"layers.1.self_attn.q_proj": 5}},
+        {"target_modules": ["v_proj", "q_proj"], "alpha_pattern": {"q_proj": 16}},
+        {"target_modules": ["v_proj"], "use_dora": True, "init_lora_weights": "orthogonal", "r": 4},
+    ],
+)
+def test_an_imported_adapter_has_the_logits_of_plain_peft(alice, base_model, peft_folder, config):
+    folder, expected = peft_folder(**config)
+    version = imports.import_version(alice, make_upload(read_folder(folder)), base_model, "PEFT")
+    base = load_base(base_model.folder, torch.float32, CPU)
+    before = compute_logits(base)
+    logits = compute_logits(load_adapter(base, version.folder, "default"))
+    torch.testing.assert_close(logits, expected)
+    assert (logits - before).abs().max() > 0.01
+    assert "base_layer" not in str((version.folder / WEIGHTS).read_bytes()[:5000])
+
+
+def test_what_unsloth_adds_to_the_config_is_not_kept(alice, base_model, peft_folder):
+    folder, _expected = peft_folder(target_modules=["q_proj"])
+    mapping = {"base_model_class": "M", "parent_library": "os", "unsloth_fixed": True}
+    files = replace_config(read_folder(folder), auto_mapping=mapping, task_type=None)
+    version = imports.import_version(alice, make_upload(files), base_model, "Unsloth")
+    config = json.loads((version.folder / CONFIG).read_text())
+    assert "auto_mapping" not in config
+    assert config["task_type"] == "CAUSAL_LM"
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_a_copy_of_a_base_weight_may_be_less_precise(alice, base_model, peft_folder, dtype):
+    folder, _expected = peft_folder(target_modules=["lm_head"], dtype=dtype)
+    version = imports.import_version(alice, make_upload(read_folder(folder)), base_model, "Half")
+    assert version.size_bytes < 20_000
+
+
+@pytest.mark.parametrize("resized", [False, True])
+def test_a_copy_of_a_base_weight_that_differs_is_rejected(alice, base_model, peft_folder, resized):
+    from safetensors.torch import load, save
+
+    folder, _expected = peft_folder(target_modules=["lm_head"])
+    files = read_folder(folder)
+    tensors = load(files[WEIGHTS])
+    name = "base_model.model.lm_head.base_layer.weight"
+    tensors[name][0, 0] += 0.001
+    if resized:
+        tensors[name] = torch.cat([tensors[name], tensors[name][:2]])
+    files[WEIGHTS] = save(tensors)
+    assert_rejected(alice, base_model, make_upload(files), "unknown_tensor", "lm_head")
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"target_modules": "lm_head,q_proj"},
+        {"target_modules": "embed_tokens,lm_head"},
+        {"init_lora_weights": "pissa", "target_modules": "lm_head,v_proj"},
+        {"init_lora_weights": "olora"},
+        {"use_dora": True, "rank_pattern": "q_proj=2"},
+        {"method": "qlora", "init_lora_weights": "loftq"},
+    ],
+)
+def test_a_version_that_snapml_trained_can_be_imported_again(
+    alice, base_model, data, device, no_queue, engine_once, changes
+):
+    version = train_version(alice, base_model, data, engine_once, max_steps=2, **changes)
+    files = {name: (version.folder / name).read_bytes() for name in (WEIGHTS, CONFIG)}
+    again = imports.import_version(alice, make_upload(files), base_model, "Again")
+    logits = [
+        compute_logits(
+            load_adapter(load_base(base_model.folder, torch.float32, CPU), one.folder, "default")
+        )
+        for one in (version, again)
+    ]
+    torch.testing.assert_close(logits[0], logits[1])
+    # No copy of the whole head
+    assert "base_layer" not in str((version.folder / WEIGHTS).read_bytes()[:5000])
 
 
 def test_paths_that_escape_the_zip_are_never_written(alice, base_model, adapter_files, tmp_path):

@@ -21,15 +21,21 @@ from training.engine.settings import BASE_MUTATING_INITS
 RAW_PREFIX = "raw."
 
 
+def get_adapter_weights(model: Any) -> dict[str, Tensor]:
+    """The adapter's own weights by their names in the file. PEFT would add the whole embeddings and
+    output head to an adapter that targets one of them.
+    """
+    weights: dict[str, Tensor] = get_peft_model_state_dict(model, save_embedding_layers=False)
+    return weights
+
+
 def copy_initial_state(model: Any, config: RunConfig) -> dict[str, Tensor] | None:
     """Return a copy of the adapter before the first step if its initialization changed the base:
     it is needed to save the adapter as plain LoRA.
     """
     if config.init_lora_weights not in BASE_MUTATING_INITS:
         return None
-    return {
-        name: value.detach().clone() for name, value in get_peft_model_state_dict(model).items()
-    }
+    return {name: value.detach().clone() for name, value in get_adapter_weights(model).items()}
 
 
 def write_weights(model: Any, folder: Path, initial_state: dict[str, Tensor] | None = None) -> None:
@@ -39,7 +45,7 @@ def write_weights(model: Any, folder: Path, initial_state: dict[str, Tensor] | N
     if initial_state is not None:
         write_as_plain_lora(model, folder, initial_state)
     elif isinstance(model, PeftModel):
-        model.save_pretrained(folder, safe_serialization=True)
+        model.save_pretrained(folder, safe_serialization=True, save_embedding_layers=False)
         (folder / "README.md").unlink(missing_ok=True)  # PEFT's empty model card
     else:
         # A single file, so that one digest identifies the weights
@@ -53,7 +59,7 @@ def write_as_plain_lora(model: Any, folder: Path, initial_state: dict[str, Tenso
     Otherwise, `pissa_niter` would compute another random SVD at loading (logits off by 0.59).
     """
     tensors = {}
-    for name, value in get_peft_model_state_dict(model).items():
+    for name, value in get_adapter_weights(model).items():
         initial = initial_state[name].to(value.device)
         tensors[name] = (
             torch.cat([value, initial], 0) if "lora_A" in name else torch.cat([value, -initial], 1)
@@ -105,9 +111,7 @@ def check_parameter_names(model: Any, folder: Path) -> None:
     names, which PEFT ignores.
     """
     if isinstance(model, PeftModel):
-        unmatched = set(load_file(folder / ADAPTER_FILES[0])) ^ set(
-            get_peft_model_state_dict(model)
-        )
+        unmatched = set(load_file(folder / ADAPTER_FILES[0])) ^ set(get_adapter_weights(model))
         if unmatched:
             raise KeyError(
                 f"{len(unmatched)} parameters exist on one side only, such as {min(unmatched)}"
