@@ -67,7 +67,7 @@ def make_tokenizer(template=TEMPLATE):
     return wrapped
 
 
-def make_model(folder: Path, *, template=TEMPLATE, hidden=32, layers=2) -> Path:
+def make_model(folder: Path, *, template=TEMPLATE, hidden=32, layers=2, is_tied=False) -> Path:
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -84,6 +84,7 @@ def make_model(folder: Path, *, template=TEMPLATE, hidden=32, layers=2) -> Path:
         bos_token_id=0,
         eos_token_id=1,
         pad_token_id=1,
+        tie_word_embeddings=is_tied,
     )
     LlamaForCausalLM(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)

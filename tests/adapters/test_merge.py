@@ -12,9 +12,11 @@ from adapters.export import merge
 from adapters.lanes import PROGRAMS
 from adapters.programs import merge as program
 from adapters.programs import parity
+from tests import tiny
 from tests.engine.wrapped_models import CPU
 from tests.registry import register_version, train_version
 from tests.user_errors import raises_user_error
+from training.catalog.models import BaseModel
 from training.engine.modeling.model import load_base
 from training.errors import Conflict
 from training.jobs.models import Job, JobState
@@ -155,6 +157,21 @@ def test_kl_divergence_matches_its_definition():
     assert parity.kl_divergence(true, other) == pytest.approx(
         float((p * (p / q).log()).sum()), rel=1e-5
     )
+
+
+@pytest.mark.parametrize("targets", ["lm_head", "embed_tokens,q_proj", "embed_tokens,lm_head"])
+def test_a_merge_unties_the_head_that_an_adapter_changes(
+    alice, data, device, no_queue, engine_once, tmp_path, targets
+):
+    folder = tiny.make_model(tmp_path / "tied", is_tied=True)
+    base = BaseModel.objects.create(
+        name="tied", source="folder", location=str(folder), state="ready", metadata={}
+    )
+    version = train_version(alice, base, data, engine_once, target_modules=targets)
+    result = program.run_merge(merge_params(version))["parity"]
+    assert result["divergence"] < 1e-4 < result["effect"]
+    config = json.loads((version.merged_folder / "config.json").read_text())
+    assert config["tie_word_embeddings"] is False
 
 
 @pytest.mark.parametrize(
