@@ -163,7 +163,7 @@ def test_invalid_weights_are_rejected_before_any_library_reads_them(
         ({"init_lora_weights": "mica"}, "unsupported_setting", ("mica",)),
         ({"task_type": "SEQ_CLS"}, "unsupported_task", ("SEQ_CLS",)),
         ({"lora_alpha": "8"}, "invalid_size", ("lora_alpha",)),
-        ({"lora_alpha": float("inf")}, "invalid_size", ("lora_alpha",)),
+        ({"lora_alpha": float("inf")}, "invalid_json", ("lora_alpha",)),
         ({"target_modules": ["q_proj"]}, "untargeted_module", ("layers_to_transform",)),
         (
             {"layers_to_transform": [0], "target_modules": LINEAR},

@@ -201,6 +201,12 @@ def compile_alternatives(texts: tuple[str, ...]) -> re.Pattern[str]:
     return re.compile("|".join(re.escape(text) for text in texts))
 
 
+def has_control_tokens(tokenizer: Any, text: str) -> bool:
+    """Whether a text holds a special token of the tokenizer, as rendered conversations do."""
+    tokens = list_control_tokens(tokenizer) if text else ()
+    return bool(tokens) and compile_alternatives(tokens).search(text) is not None
+
+
 def to_private(character: str) -> str:
     """A private character of Unicode that stands for an ASCII character."""
     return chr(PRIVATE_START + ord(character)) if character.isascii() else character

@@ -25,6 +25,7 @@ from training.engine.data.conversations import (
     EncodedRow,
     encode_row,
     ensure_chat_template,
+    has_control_tokens,
     load_tokenizer,
 )
 from training.errors import UserError
@@ -91,23 +92,27 @@ def measure_lengths(tokenizer: Any, request: dict[str, Any]) -> dict[str, Any]:
 
     The arrays are `total` tokens, `trained` tokens, the position of the `first` trained token, and
     the trained tokens within each of `lengths` (`trained_512`). A row that the template cannot
-    render counts as empty; the response has the first such fault.
+    render counts as empty; the response has the number of such rows and the first fault. `rendered`
+    counts rows of plain text that hold control tokens of this model.
     """
     count, max_rows = request["count"], request["max_rows"]
     stride = -(-count // max_rows)
     names = ("total", "trained", "first", *(f"trained_{length}" for length in request["lengths"]))
     lengths: dict[str, list[int]] = {name: [] for name in names}
-    fault = ""
+    fault, invalid_count, rendered_count = "", 0, 0
     with Path(request["file"]).open(encoding="utf-8") as file:
         for line in islice(file, 0, None, stride):
+            data_row = json.loads(line)
+            rendered_count += has_control_tokens(tokenizer, data_row.get("text", ""))
             try:
                 row = encode_row(
                     tokenizer,
-                    json.loads(line),
+                    data_row,
                     max_length=NO_MAX_LENGTH,
                     train_on_prompt=request["train_on_prompt"],
                 )
             except DataError as error:
+                invalid_count += 1
                 fault = fault or f"row {len(lengths['total']) * stride + 1}: {error.message}"
                 row = EncodedRow(np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int64))
             trained_positions = np.flatnonzero(row.labels[1:] != IGNORE_INDEX)
@@ -126,7 +131,12 @@ def measure_lengths(tokenizer: Any, request: dict[str, Any]) -> dict[str, Any]:
     }
     np.savez(temp_path, **arrays)
     temp_path.rename(request["into"])
-    return {"read": len(lengths["total"]), "fault": fault}
+    return {
+        "read": len(lengths["total"]),
+        "fault": fault,
+        "invalid": invalid_count,
+        "rendered": rendered_count,
+    }
 
 
 def handle_request(request: dict[str, Any]) -> dict[str, Any]:

@@ -144,10 +144,23 @@ def get_context_warnings(config: RunConfig, model: BaseModel) -> list[str]:
 
 def get_length_warnings(truncation: dict[str, Any], config: RunConfig) -> list[str]:
     warnings, measured_rows = [], truncation["measured_rows"]
-    if truncation["empty"]:
+    if truncation["rendered"]:
         warnings.append(
-            f"{truncation['empty']:,} of {measured_rows:,} rows have no trained token within "
-            f"{config.max_length:,} tokens and are skipped. Increase max_length."
+            f"{truncation['rendered']:,} of {measured_rows:,} rows of plain text hold control "
+            "tokens of this model, as text that was rendered with a chat template does. All of it "
+            "is trained, also the prompts. To train only the answers, edit the column mapping of "
+            "the data."
+        )
+    invalid_rows = truncation["invalid"]
+    if invalid_rows and config.skip_invalid_rows:
+        warnings.append(
+            f"{invalid_rows:,} of {measured_rows:,} rows are left out, because the model's chat "
+            f"template rejects them. The first is {truncation['fault']}"
+        )
+    if truncation["empty"] > invalid_rows:
+        warnings.append(
+            f"{truncation['empty'] - invalid_rows:,} of {measured_rows:,} rows have no trained "
+            f"token within {config.max_length:,} tokens and are skipped. Increase max_length."
         )
     if truncation["truncated_share"] > TRUNCATION_WARNING_SHARE:
         warnings.append(

@@ -64,6 +64,8 @@ class TokenLengths:
     rows: int  # of the whole dataset; a large one is only measured in part
     template: str
     fault: str
+    invalid_rows: int = 0  # rows that the chat template rejects
+    rendered_rows: int = 0  # rows of plain text that hold control tokens of the model
 
     @property
     def measured_rows(self) -> int:
@@ -146,7 +148,8 @@ def get_cached_lengths(
     metadata = json.loads(metadata_path.read_text())
     with np.load(path) as arrays:
         trained_by_length = {length: arrays[f"trained_{length}"] for length in LENGTH_CHOICES}
-        metadata_fields = (metadata["rows"], metadata["template"], metadata["fault"])
+        names = ("rows", "template", "fault", "invalid", "rendered")
+        metadata_fields = [metadata[name] for name in names]
         return TokenLengths(
             arrays["total"], arrays["trained"], arrays["first"], trained_by_length, *metadata_fields
         )
@@ -191,7 +194,9 @@ def get_lengths(
         # Cached for RETRY_AFTER_SECONDS, or each visit of the page would wait for the timeout.
         failed.write_text(error.message)
         raise
-    metadata = {"rows": rows, "template": response["template"], "fault": response["fault"]}
+    metadata = {"rows": rows} | {
+        name: response[name] for name in ("template", "fault", "invalid", "rendered")
+    }
     write_atomically(path.with_suffix(".json"), json.dumps(metadata))
     lengths = get_cached_lengths(version, model, train_on_prompt=train_on_prompt, split=split)
     assert lengths is not None
@@ -235,6 +240,8 @@ def get_truncation_stats(lengths: TokenLengths, max_length: int) -> dict[str, An
         ),
         "template": lengths.template,
         "fault": lengths.fault,
+        "invalid": lengths.invalid_rows,
+        "rendered": lengths.rendered_rows,
     }
 
 

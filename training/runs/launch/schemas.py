@@ -104,6 +104,8 @@ class LengthsOut(Schema):
     answer_tokens: int
     template: str
     fault: str
+    invalid: int
+    rendered: int
     histogram: dict[str, list[int]]
 
 
