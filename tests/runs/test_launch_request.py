@@ -8,11 +8,13 @@ from pathlib import Path
 
 import pytest
 import yaml
-from django.core.management import call_command
+from django.core.management import CommandError, call_command
 from django.urls import reverse
 
 from tests import tiny
 from tests.launching import launch_run
+from tests.user_errors import raises_user_error
+from training.datasets.upload_job import create_dataset
 from training.errors import ConfigError, Conflict, UserError
 from training.gpus import devices
 from training.gpus.models import PersonalQuota, Pool
@@ -210,3 +212,68 @@ def test_a_plan_digest_without_auto_is_rejected(alice, base_model, data):
     with pytest.raises(UserError) as refused:
         launch_run(alice, base_model=base_model, data=data, plan_digest="x")
     assert refused.value.field == "plan_digest"
+
+
+STRICT_TEMPLATE = (
+    "{% for message in messages %}{% if 'forbidden' in message['content'] %}"
+    "{{ raise_exception('this word is not allowed') }}{% endif %}"
+    "<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+@pytest.fixture
+def strict_model(base_model, tmp_path):
+    """A model whose chat template rejects a row with the word `forbidden`."""
+    base_model.location = str(tiny.make_model(tmp_path / "strict", template=STRICT_TEMPLATE))
+    base_model.save()
+    return base_model
+
+
+@pytest.mark.parametrize(
+    ("split", "max_length", "code", "field"),
+    [
+        ("train", 80, "data_unfit", "data"),
+        ("valid", 80, "data_unfit", "data"),
+        ("", 8, "no_trained_tokens", "max_length"),
+    ],
+)
+def test_accepted_warnings_never_skip_a_refusal(
+    as_alice, alice, strict_model, device, preview_here, tmp_path, split, max_length, code, field
+):
+    settings = {**tiny.SETTINGS, "max_length": max_length}
+    word = "forbidden" if split else "allowed"
+    odd_row = {"prompt": f"a {word} word", "completion": "no", "split": split}
+    rows = [
+        {"prompt": f"{name} {number}", "completion": "one two", "split": name}
+        for name in ("train", "valid")
+        for number in range(4)
+    ]
+    data = create_dataset(alice, "Words", tiny.encode_jsonl([*rows, odd_row]), source="x")
+    body = {"model": strict_model.pk, "data": data.pk, "settings": settings}
+    with raises_user_error(code=code, field=field):
+        launch_run(alice, base_model=strict_model, data=data, settings=settings)
+    for path in ("/api/v1/runs", "/api/v1/runs/sweeps"):
+        answer = as_alice.post(
+            path, body | {"accept_warnings": True}, content_type="application/json"
+        )
+        assert (answer.status_code, answer.json()["error"]["field"]) == (400, field)
+    text = yaml.safe_dump({"model": strict_model.name, "data": "Words", "settings": settings})
+    with pytest.raises(CommandError):
+        launch_by_command(tmp_path, text, "--accept-warnings")
+    form = {"mode": "manual", "model": strict_model.pk, "data": data.pk, **settings}
+    page = as_alice.post(reverse("run-new"), form)
+    assert page.status_code == 400
+    assert b'name="accepted_warnings"' not in page.content
+    assert not Run.objects.exists()
+
+
+def test_a_sweep_skips_the_members_that_have_no_trained_token(
+    alice, base_model, data, device, no_queue, preview_here
+):
+    settings = {**tiny.SETTINGS, "max_length": [8, 80]}
+    sweep = launch_run(
+        alice, base_model=base_model, data=data, settings=settings, skip_impossible=True
+    )
+    assert list(sweep.impossible) == ["max_length 8"]
+    assert sweep.runs.count() == 1

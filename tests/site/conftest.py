@@ -26,7 +26,7 @@ def no_program(monkeypatch, settings):
     """
 
     def raise_user_error(*_args, **_kwargs):
-        raise UserError("not here")
+        raise UserError("not here", code="preview_failed")
 
     monkeypatch.setattr("training.runs.forecast.token_lengths.run_preview", raise_user_error)
     monkeypatch.setattr("training.runs.worker.oom_recovery.get_estimator", raise_user_error)

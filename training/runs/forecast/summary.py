@@ -59,13 +59,29 @@ def forecast_run(
     return summary
 
 
-def check_data_fits_model(lengths: TokenLengths | None) -> None:
-    """Raises UserError: the engine could not train this model on this data."""
+def check_data_fits_model(lengths: TokenLengths | None, *, split: str = "training") -> None:
+    """Raises UserError: the model's chat template rejects a row of the split."""
     if lengths is not None and lengths.fault:
         raise UserError(
-            f"This model cannot be trained on this data. The first invalid row is {lengths.fault}",
+            f"This model cannot be trained on this data. The first invalid {split} row is "
+            f"{lengths.fault}",
             field="data",
             code="data_unfit",
+        )
+
+
+def check_trained_tokens(lengths: TokenLengths | None, config: RunConfig) -> None:
+    """Raises UserError: max_length leaves no row with a trained token. Of a large dataset only some
+    rows are measured, so there it is a warning.
+    """
+    if lengths is None or lengths.measured_rows < lengths.rows:
+        return
+    if not lengths.truncate_lengths(config.max_length):
+        raise UserError(
+            f"None of the {lengths.rows:,} rows has a trained token within {config.max_length:,} "
+            "tokens. Increase max_length.",
+            field="max_length",
+            code="no_trained_tokens",
         )
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from operator import attrgetter
 from typing import Any
 
@@ -24,9 +25,19 @@ from training.people.models import Team, User
 from training.runs.forecast.batch_shapes import count_steps
 from training.runs.forecast.memory import get_cached_forecast
 from training.runs.forecast.memory_options import suggest_fitting_change
-from training.runs.forecast.summary import check_data_fits_model, collect_warnings, forecast_run
+from training.runs.forecast.summary import (
+    check_data_fits_model,
+    check_trained_tokens,
+    collect_warnings,
+    forecast_run,
+)
 from training.runs.forecast.target_device import TargetDevice, get_target_device
-from training.runs.forecast.token_lengths import TokenLengths, get_cached_lengths
+from training.runs.forecast.token_lengths import (
+    PreviewBusy,
+    TokenLengths,
+    get_cached_lengths,
+    get_lengths,
+)
 from training.runs.launch.auto import AutoRequest, compute_plan_digest, make_run_plan
 from training.runs.launch.services import (
     WarningsNotAccepted,
@@ -119,9 +130,11 @@ def resolve_request(
     plan: Plan | None = None,
     target: TargetDevice | None = None,
     wait: bool = True,
+    measure: bool = False,
 ) -> ResolvedLaunch:
     """Check a request; preview and launch both use the result. Pass `plan` and `target` if they
-    were already made for this request.
+    were already made for this request. With `measure`, token lengths that are missing are measured,
+    so that data that the engine could not train is refused.
 
     Raises:
         ConfigError: a setting is wrong; `field` names it.
@@ -141,13 +154,13 @@ def resolve_request(
         members, unstartable = collect_startable_members(request, request.start_version, members)
         impossible |= unstartable
     lengths = {
-        train_on_prompt: get_cached_lengths(
-            request.data, request.base_model, train_on_prompt=train_on_prompt
+        train_on_prompt: find_launch_lengths(
+            request, train_on_prompt=train_on_prompt, measure=measure
         )
         for train_on_prompt in {member.config.train_on_prompt for member in members}
     }
-    for data_lengths in lengths.values():
-        check_data_fits_model(data_lengths)
+    members, untrainable = collect_trainable_members(request, lengths, members)
+    impossible |= untrainable
     warnings = [
         warning
         for member in members
@@ -157,6 +170,52 @@ def resolve_request(
     ]
     unique = list(dict.fromkeys(warnings))
     return ResolvedLaunch(request, members, grid, plan, target, lengths, unique, impossible)
+
+
+def find_launch_lengths(
+    request: LaunchRequest, *, train_on_prompt: bool, measure: bool
+) -> TokenLengths | None:
+    """The token lengths of the training rows; None if they are not cached, or with `measure`, if
+    measuring takes too long or too much memory here.
+
+    Raises:
+        UserError: the model's tokenizer fails on the data, or cannot render a held-out row.
+    """
+    find_lengths = partial(
+        get_lengths if measure else get_cached_lengths,
+        request.data,
+        request.base_model,
+        train_on_prompt=train_on_prompt,
+    )
+    try:
+        if request.data.eval_rows:
+            check_data_fits_model(find_lengths(split="eval"), split="held-out")
+        return find_lengths()
+    except UserError as error:
+        if isinstance(error, PreviewBusy) or error.code == "preview_failed":
+            return None
+        raise
+
+
+def collect_trainable_members(
+    request: LaunchRequest, lengths: Mapping[bool, TokenLengths | None], members: list[Member]
+) -> tuple[list[Member], dict[str, str]]:
+    """The members that can be trained on the data, and the label and reason of each that cannot.
+    These are refusals: no `accept_warnings` skips them.
+
+    Raises:
+        UserError: a member cannot; with `skip_impossible`, no member can.
+    """
+
+    def check_member(member: Member) -> Member:
+        member_lengths = lengths[member.config.train_on_prompt]
+        check_data_fits_model(member_lengths)
+        check_trained_tokens(member_lengths, member.config)
+        return member
+
+    return collect_possible(
+        members, check_member, attrgetter("label"), skip_impossible=request.skip_impossible
+    )
 
 
 def resolve_plan(
@@ -266,7 +325,7 @@ def launch_runs(
         NotAllowed: the user is only a viewer of the data's team.
         UserError: no device or quota could ever run it; and see `resolve_request`.
     """
-    resolved = resolve_request(request, plan=plan, target=target, wait=wait)
+    resolved = resolve_request(request, plan=plan, target=target, wait=wait, measure=True)
     if not accept_warnings:
         not_accepted = [
             warning
