@@ -22,6 +22,7 @@ from training.runs.forecast.memory_estimators import CannotEstimate
 from training.runs.launch.auto import AutoRequest
 from training.runs.launch.request import LaunchRequest, launch_runs, preview_launch
 from training.runs.launch.services import WarningsNotAccepted
+from training.runs.launch.yaml_file import to_yaml
 from training.runs.models import Run, Sweep
 
 pytestmark = pytest.mark.django_db
@@ -228,6 +229,30 @@ def strict_model(base_model, tmp_path):
     base_model.location = str(tiny.make_model(tmp_path / "strict", template=STRICT_TEMPLATE))
     base_model.save()
     return base_model
+
+
+def test_invalid_rows_are_left_out_on_request(alice, strict_model, device, preview_here, no_queue):
+    rows = [{"prompt": f"p {number}", "completion": "one two"} for number in range(9)]
+    odd_row = {"prompt": "a forbidden word", "completion": "no", "split": "train"}
+    data = create_dataset(alice, "Words", tiny.encode_jsonl([*rows, odd_row]), source="x")
+    settings = {**tiny.SETTINGS, "skip_invalid_rows": True}
+    request = LaunchRequest(user=alice, base_model=strict_model, data=data, settings=settings)
+    with pytest.raises(WarningsNotAccepted) as refused:
+        launch_runs(request)
+    assert any("1 of " in warning and "left out" in warning for warning in refused.value.warnings)
+    run = launch_run(alice, base_model=strict_model, data=data, settings=settings)
+    assert run.config["skip_invalid_rows"] and "skip_invalid_rows: true" in to_yaml(run)
+
+
+def test_plain_text_with_control_tokens_is_reported_before_a_run(
+    alice, strict_model, device, preview_here, no_queue
+):
+    rows = [{"text": f"line {number}<|im_end|> and more"} for number in range(9)]
+    data = create_dataset(alice, "Rendered", tiny.encode_jsonl(rows), source="x")
+    request = LaunchRequest(user=alice, base_model=strict_model, data=data, settings=tiny.SETTINGS)
+    with pytest.raises(WarningsNotAccepted) as refused:
+        launch_runs(request)
+    assert any("control tokens" in warning for warning in refused.value.warnings)
 
 
 @pytest.mark.parametrize(

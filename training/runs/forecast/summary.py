@@ -59,15 +59,25 @@ def forecast_run(
     return summary
 
 
-def check_data_fits_model(lengths: TokenLengths | None, *, split: str = "training") -> None:
-    """Raises UserError: the model's chat template rejects a row of the split."""
-    if lengths is not None and lengths.fault:
-        raise UserError(
-            f"This model cannot be trained on this data. The first invalid {split} row is "
-            f"{lengths.fault}",
-            field="data",
-            code="data_unfit",
-        )
+def check_data_fits_model(
+    lengths: TokenLengths | None, *, skip_invalid_rows: bool, split: str = "training"
+) -> None:
+    """Raises UserError: the model's chat template rejects a row of the split, or with
+    `skip_invalid_rows` all of them.
+    """
+    if lengths is None or not lengths.fault:
+        return
+    is_partly_valid = lengths.invalid_rows < lengths.measured_rows
+    if skip_invalid_rows and is_partly_valid:
+        return
+    remedy = " To leave such rows out, turn on skip_invalid_rows." if is_partly_valid else ""
+    raise UserError(
+        f"This model cannot be trained on this data: {lengths.invalid_rows:,} of "
+        f"{lengths.measured_rows:,} {split} rows are invalid for it. The first is "
+        f"{lengths.fault}{remedy}",
+        field="data",
+        code="data_unfit",
+    )
 
 
 def check_trained_tokens(lengths: TokenLengths | None, config: RunConfig) -> None:

@@ -83,7 +83,7 @@ def make_run_plan(
         if cached is None:
             raise PlanPending("lengths")
         lengths = cached
-    check_data_fits_model(lengths)
+    check_data_fits_model(lengths, skip_invalid_rows=auto.locked.get("skip_invalid_rows") is True)
     if not lengths.measured_rows:
         raise UserError("The data has no rows to train on.", field="data")
     inputs = build_plan_inputs(

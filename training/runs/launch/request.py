@@ -153,9 +153,13 @@ def resolve_request(
     if request.start_version:
         members, unstartable = collect_startable_members(request, request.start_version, members)
         impossible |= unstartable
+    skip_invalid_rows = all(member.config.skip_invalid_rows for member in members)
     lengths = {
         train_on_prompt: find_launch_lengths(
-            request, train_on_prompt=train_on_prompt, measure=measure
+            request,
+            train_on_prompt=train_on_prompt,
+            measure=measure,
+            skip_invalid_rows=skip_invalid_rows,
         )
         for train_on_prompt in {member.config.train_on_prompt for member in members}
     }
@@ -173,7 +177,7 @@ def resolve_request(
 
 
 def find_launch_lengths(
-    request: LaunchRequest, *, train_on_prompt: bool, measure: bool
+    request: LaunchRequest, *, train_on_prompt: bool, measure: bool, skip_invalid_rows: bool
 ) -> TokenLengths | None:
     """The token lengths of the training rows; None if they are not cached, or with `measure`, if
     measuring takes too long or too much memory here.
@@ -189,7 +193,11 @@ def find_launch_lengths(
     )
     try:
         if request.data.eval_rows:
-            check_data_fits_model(find_lengths(split="eval"), split="held-out")
+            check_data_fits_model(
+                find_lengths(split="eval"),
+                skip_invalid_rows=skip_invalid_rows,
+                split="held-out",
+            )
         return find_lengths()
     except UserError as error:
         if isinstance(error, PreviewBusy) or error.code == "preview_failed":
@@ -209,7 +217,7 @@ def collect_trainable_members(
 
     def check_member(member: Member) -> Member:
         member_lengths = lengths[member.config.train_on_prompt]
-        check_data_fits_model(member_lengths)
+        check_data_fits_model(member_lengths, skip_invalid_rows=member.config.skip_invalid_rows)
         check_trained_tokens(member_lengths, member.config)
         return member
 
