@@ -7,7 +7,9 @@ import pytest
 from training.engine.outcome import EXIT_CODES, Outcome
 from training.runs.worker.exits import EngineExit, ExitAction, StopReason, classify_exit
 
-PREEMPTED, BUSY = EXIT_CODES[Outcome.PREEMPTED], EXIT_CODES[Outcome.BUSY]
+PREEMPTED, BUSY, DISK_FULL = (
+    EXIT_CODES[outcome] for outcome in (Outcome.PREEMPTED, Outcome.BUSY, Outcome.DISK_FULL)
+)
 
 
 def classify(*reasons, has_result=False, has_checkpoint=True, exited_cleanly=False, code=None):
@@ -33,6 +35,8 @@ def classify(*reasons, has_result=False, has_checkpoint=True, exited_cleanly=Fal
         ([], {"code": -signal.SIGTERM}, ExitAction.CRASHED),
         ([], {"code": BUSY}, ExitAction.FOLDER_BUSY),
         ([], {"code": None}, ExitAction.CRASHED),
+        (["STOP", "EVICTION"], {"code": DISK_FULL}, ExitAction.DISK_FULL),
+        (["STOP"], {"code": DISK_FULL, "has_checkpoint": False}, ExitAction.STOPPED_EMPTY),
     ],
 )
 def test_the_first_matching_rule_decides(reasons, facts, action):

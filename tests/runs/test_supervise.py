@@ -2,6 +2,7 @@
 engine exits.
 """
 
+import shutil
 import signal
 import threading
 import time
@@ -17,6 +18,7 @@ from training.runs.actions import stop_run
 from training.runs.models import Event, Run
 from training.runs.states import RequestedAction, State
 from training.runs.worker import engine_process, supervisor
+from training.runs.worker.engine_process import EngineProcess
 from training.runs.worker.lease import Lease, LeaseLost, claim_run
 from training.runs.worker.supervisor import RunSupervisor, supervise_run
 
@@ -154,6 +156,7 @@ def test_too_many_crashes_without_a_checkpoint_are_a_crash_loop(run, settings):
         Outcome.DIVERGED,
         Outcome.OUT_OF_MEMORY,
         Outcome.DISK_FULL,
+        Outcome.FAULT,
         Outcome.DATA_ERROR,
         Outcome.CONFIG_ERROR,
     ],
@@ -164,6 +167,25 @@ def test_a_failed_run_has_a_message_and_is_not_retried(run, outcome):
     run_supervisor.handle_exit()
     run.refresh_from_db()
     assert (run.state, run.message) == (State.FAILED, "It was too much.")
+
+
+@pytest.mark.django_db
+def test_an_engine_without_room_for_a_result_is_a_full_disk_and_not_retried(run):
+    exited_supervisor(run, code=EXIT_CODES[Outcome.DISK_FULL]).handle_exit()
+    run.refresh_from_db()
+    assert (run.state, run.failure, run.crash_count) == (State.FAILED, Outcome.DISK_FULL, 0)
+    assert "full" in run.message
+
+
+@pytest.mark.django_db
+def test_a_run_whose_folder_has_vanished_fails_instead_of_being_supervised_forever(run):
+    run_supervisor = exited_supervisor(run, code=None)
+    run_supervisor.engine = EngineProcess(run.folder)
+    shutil.rmtree(run.folder)
+    run_supervisor.run()
+    run.refresh_from_db()
+    assert (run.state, run.failure, run.lease_token) == (State.FAILED, Outcome.DISK_FULL, "")
+    assert "vanished" in run.message
 
 
 @pytest.mark.django_db

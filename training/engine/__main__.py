@@ -20,7 +20,7 @@ from training.engine.config import RunConfig
 from training.engine.data.conversations import DataError
 from training.engine.events import Journal
 from training.engine.fast_imports import fast_imports
-from training.engine.files import write_atomically
+from training.engine.files import describe_storage_error, write_atomically
 from training.engine.outcome import EXIT_CODES, Outcome, Result, read_result
 from training.engine.stop_requests import StopRequests
 from training.errors import ConfigError
@@ -33,9 +33,25 @@ def main(arguments: list[str]) -> int:
         sys.stderr.write("usage: python -m training.engine RUN_DIR (must contain config.json)\n")
         return EXIT_CODES[Outcome.CONFIG_ERROR]
     run_dir = Path(arguments[0]).resolve()
-    lock = acquire_lock(run_dir)
-    if lock is None:
-        return EXIT_CODES[Outcome.BUSY]
+    try:
+        lock = acquire_lock(run_dir)
+        if lock is None:
+            return EXIT_CODES[Outcome.BUSY]
+        return EXIT_CODES[run_engine(run_dir)]
+    except OSError as error:
+        # There is no place for a result, so the exit code and the log must tell
+        message = describe_storage_error(error, run_dir)
+        if message is None:
+            raise
+        traceback.print_exc()
+        sys.stderr.write(f"{message}\n")
+        return EXIT_CODES[Outcome.DISK_FULL]
+
+
+def run_engine(run_dir: Path) -> Outcome:
+    """Train unless the run has a result, and record the outcome. Raises OSError: it cannot be
+    recorded.
+    """
     journal = Journal(run_dir)
     result = read_result(run_dir)
     if result is None:
@@ -44,7 +60,7 @@ def main(arguments: list[str]) -> int:
         result = run_training(run_dir, journal, stop_requests)
     if journal.last_kind != "end":
         journal.write_event("end", outcome=result.outcome, message=result.message, step=result.step)
-    return EXIT_CODES[result.outcome]
+    return result.outcome
 
 
 def acquire_lock(run_dir: Path) -> TextIO | None:
@@ -82,8 +98,11 @@ def run_training(run_dir: Path, journal: Journal, stop_requests: StopRequests) -
         outcome, message = Outcome.DATA_ERROR, str(error)
     # Every other error must reach the user, and this is the only place that can report it
     except Exception as error:  # noqa: BLE001
-        journal.write_event("log", level="error", text=traceback.format_exc())
         outcome, message = attempt.classify_error(error)
+        if outcome is Outcome.DISK_FULL:
+            traceback.print_exc()
+        else:
+            journal.write_event("log", level="error", text=traceback.format_exc())
     result = attempt.build_result(outcome, message)
     if outcome not in (Outcome.PREEMPTED, Outcome.CRASHED):
         result.write_file(run_dir)

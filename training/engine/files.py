@@ -2,11 +2,43 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
+import re
 import shutil
 import threading
 from pathlib import Path
+
+# How the libraries in Rust (safetensors, tokenizers) write errno in their messages
+RUST_ERRNO = re.compile(r"\(os error (\d+)\)")
+
+
+def get_errno(error: BaseException) -> int | None:
+    """The system's error number of an OSError, or of an error of a library in Rust."""
+    if isinstance(error, OSError):
+        return error.errno
+    found = RUST_ERRNO.search(str(error))
+    return int(found[1]) if found else None
+
+
+def is_disk_full(error: BaseException) -> bool:
+    return get_errno(error) in (errno.ENOSPC, errno.EDQUOT)
+
+
+def describe_storage_error(error: BaseException, folder: Path) -> str | None:
+    """What is wrong with the storage of a run's folder and what to do; None if it is another error.
+    No retry helps before somebody acts.
+    """
+    if not folder.is_dir():
+        return "The run's folder has vanished. Restore it, or start the run again."
+    if is_disk_full(error):
+        return "The disk is full. Free some space, then resume from the checkpoint."
+    if get_errno(error) == errno.EROFS:
+        return (
+            "The file system is read-only. Make it writable, then resume from the last checkpoint."
+        )
+    return None
 
 
 def fsync_path(path: Path) -> None:
@@ -23,9 +55,13 @@ def write_atomically(path: Path, text: str) -> None:
     never a part.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}")
-    temporary.write_text(text)
-    fsync_path(temporary)
-    temporary.rename(path)
+    try:
+        temporary.write_text(text)
+        fsync_path(temporary)
+        temporary.rename(path)
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise
     fsync_path(path.parent)
 
 

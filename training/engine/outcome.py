@@ -24,8 +24,9 @@ class Outcome(StrEnum):
     DATA_ERROR = "data_error"
     DIVERGED = "diverged"
     OUT_OF_MEMORY = "out_of_memory"
-    DISK_FULL = "disk_full"
-    CRASHED = "crashed"
+    DISK_FULL = "disk_full"  # or read-only, or the run's folder has vanished
+    FAULT = "fault"  # an error that a retry would repeat
+    CRASHED = "crashed"  # an error that a retry may not repeat, for example a lost device
 
 
 # Codes of sysexits.h where one fits, otherwise numbers from 90.
@@ -41,6 +42,7 @@ EXIT_CODES: dict[Outcome, int] = {
     Outcome.DIVERGED: 90,
     Outcome.OUT_OF_MEMORY: 91,
     Outcome.DISK_FULL: 92,
+    Outcome.FAULT: 93,
 }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import re
 from collections.abc import Generator
 from pathlib import Path
 from typing import TypeVar
@@ -11,17 +12,59 @@ import torch
 
 from training.engine.config import RunConfig
 from training.engine.events import Journal
+from training.engine.files import describe_storage_error, get_errno
 from training.engine.methods import METHODS
 from training.engine.outcome import Outcome, Result
 from training.engine.stop_requests import StopRequests
 from training.engine.train import checkpoint
 from training.engine.train.exact_match import measure_exact_match
-from training.engine.train.loop import DiskFull, Diverged, run_training_loop
+from training.engine.train.loop import Diverged, run_training_loop
 from training.engine.train.session import Event, Session, prepare_session
 from training.engine.tuning.selection import apply_selection, load_selection
 from training.engine.tuning.tune import emit_tuned_event, run_tuning
 
 ReturnT = TypeVar("ReturnT")
+# Errors of a device or a network folder that may be gone at the next start
+PASSING_ERRNOS = frozenset(
+    {
+        *(errno.EIO, errno.EAGAIN, errno.EBUSY, errno.EINTR, errno.ESTALE, errno.ETIMEDOUT),
+        *(errno.EMFILE, errno.ENFILE, errno.ENODEV, errno.ENXIO, errno.ECONNRESET, errno.EPIPE),
+    }
+)
+DEVICE_ERROR = re.compile(r"\b(CUDA|cuDNN|CUDNN|cuBLAS|CUBLAS|NCCL|HIP)\b|nvidia|NVML")
+# CUDA's checks of indices: a token or position that the model does not have
+DEVICE_ASSERT = "device-side assert"
+OUT_OF_INDICES = "index out of range"
+HOST_OUT_OF_MEMORY = ("DefaultCPUAllocator", "Cannot allocate memory", "std::bad_alloc")
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    return (
+        isinstance(error, torch.OutOfMemoryError | MemoryError)
+        or get_errno(error) == errno.ENOMEM
+        or (isinstance(error, RuntimeError) and any(t in str(error) for t in HOST_OUT_OF_MEMORY))
+    )
+
+
+def may_pass(error: Exception) -> bool:
+    """Whether a new start may succeed: an error of a device or of the system, but not of the code,
+    the model or the data, which are the same again.
+    """
+    if isinstance(error, RuntimeError):
+        return DEVICE_ERROR.search(str(error)) is not None and DEVICE_ASSERT not in str(error)
+    return get_errno(error) in PASSING_ERRNOS
+
+
+def format_cause(error: Exception, moment: str) -> str:
+    """The error in one sentence, without the further lines of long messages."""
+    text = next((line.strip() for line in str(error).splitlines() if line.strip()), "no message")
+    cause = f"{type(error).__name__} {moment}: {text[:300].rstrip('.')}."
+    if DEVICE_ASSERT in str(error) or OUT_OF_INDICES in str(error):
+        cause += (
+            " A row has a token that the model's embedding does not have, or more tokens than it "
+            "has positions."
+        )
+    return cause
 
 
 class Attempt:
@@ -128,13 +171,15 @@ class Attempt:
         step = self.session.step if self.session else 0
         if isinstance(error, Diverged):
             return Outcome.DIVERGED, str(error)
-        if isinstance(error, DiskFull) or (
-            isinstance(error, OSError) and error.errno == errno.ENOSPC
-        ):
-            return Outcome.DISK_FULL, f"{error} Free some space, then resume from the checkpoint."
-        if isinstance(error, torch.OutOfMemoryError):
+        storage_message = describe_storage_error(error, self.run_dir)
+        if storage_message is not None:
+            return Outcome.DISK_FULL, f"Stopped at step {step}. {storage_message}"
+        if is_out_of_memory(error):
             return Outcome.OUT_OF_MEMORY, f"Out of memory at step {step} while {self.phase}."
-        return Outcome.CRASHED, f"{type(error).__name__} while {self.phase} at step {step}: {error}"
+        message = format_cause(error, f"while {self.phase} at step {step}")
+        if may_pass(error):
+            return Outcome.CRASHED, message
+        return Outcome.FAULT, f"{message} A retry would fail in the same way."
 
     def build_result(self, outcome: Outcome, message: str) -> Result:
         session = self.session

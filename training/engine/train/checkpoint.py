@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -57,7 +58,7 @@ def save_checkpoint(
     """Write the checkpoint of `step` and return its folder.
 
     Raises:
-        OSError: for example a full disk; no partial folder remains.
+        OSError, SafetensorError: for example a full disk; no partial folder remains.
     """
     root = run_dir / FOLDER
     root.mkdir(exist_ok=True)
@@ -85,7 +86,7 @@ def save_checkpoint(
         # An existing folder is damaged, or is the selected trial's checkpoint before its evaluation
         shutil.rmtree(final, ignore_errors=True)
         temp_dir.rename(final)
-    except OSError:
+    except (OSError, SafetensorError):
         shutil.rmtree(temp_dir, ignore_errors=True)
         raise
     fsync_path(root)

@@ -5,13 +5,14 @@ It yields events; the attempt writes them to the journal.
 
 from __future__ import annotations
 
-import errno
 import math
 import time
 from collections.abc import Generator, Iterator
 
 import torch
+from safetensors import SafetensorError
 
+from training.engine.files import is_disk_full
 from training.engine.modeling import optimizers
 from training.engine.outcome import Outcome
 from training.engine.stop_requests import StopRequests
@@ -23,10 +24,6 @@ class Diverged(Exception):
     """The loss or its gradient is not finite. The weights are still those of the previous step."""
 
 
-class DiskFull(Exception):
-    """Two checkpoints in a row could not be written because the disk was full."""
-
-
 def run_training_loop(
     session: Session, stop_requests: StopRequests
 ) -> Generator[Event, None, Outcome]:
@@ -34,7 +31,7 @@ def run_training_loop(
 
     Raises:
         Diverged: before the optimizer step, so the weights stay valid.
-        DiskFull: after two failed saves.
+        OSError, SafetensorError: after two saves on a full disk, or another failed save.
         torch.OutOfMemoryError: from CUDA.
     """
     config, plan = session.config, session.plan
@@ -159,7 +156,7 @@ def take_step(session: Session) -> Event:
 
 def save_checkpoint(session: Session) -> Iterator[Event]:
     """Write a checkpoint of this step unless it exists. The first full disk is a warning; the
-    second in a row ends the run.
+    second in a row ends the run, and so does one at the last step.
     """
     if session.saved_step == session.step or session.step == 0:
         return
@@ -172,14 +169,13 @@ def save_checkpoint(session: Session) -> Iterator[Event]:
             session.get_checkpoint_state(),
             session.get_trainer_state(),
         )
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+    except (OSError, SafetensorError) as error:
+        if not is_disk_full(error) or not session.run_dir.is_dir():
             raise
         session.failed_saves += 1
-        if session.failed_saves > 1:
-            raise DiskFull(
-                f"The disk was full for two checkpoints in a row, last at step {session.step}."
-            ) from error
+        # Without its last checkpoint a run has not finished
+        if session.failed_saves > 1 or session.step == session.plan.total_steps:
+            raise
         yield (
             "log",
             {

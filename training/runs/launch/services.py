@@ -59,10 +59,11 @@ def check_model_ready(model: BaseModel) -> None:
 
 
 def prepare_run_dir(run: Run, config: RunConfig, init_from: Path | None) -> None:
-    """Create the run directory with the config.json that the engine reads."""
-    # A killed launch may have left a folder, because SQLite reuses the id of its row.
-    shutil.rmtree(run.folder, ignore_errors=True)
-    run.folder.mkdir(parents=True)
+    """Create the run directory with the config.json that the engine reads.
+
+    Raises:
+        Conflict: it cannot be written, for example on a full disk.
+    """
     paths = {
         "model": str(run.base_model.folder),
         "model_name": run.base_model.name,
@@ -70,7 +71,17 @@ def prepare_run_dir(run: Run, config: RunConfig, init_from: Path | None) -> None
         "eval_data": str(run.data.split_path("eval")),
         "init_from": str(init_from or ""),
     }
-    (run.folder / "config.json").write_text(json.dumps(config.to_dict() | paths, indent=1))
+    try:
+        # A killed launch may have left a folder, because SQLite reuses the id of its row.
+        shutil.rmtree(run.folder, ignore_errors=True)
+        run.folder.mkdir(parents=True)
+        (run.folder / "config.json").write_text(json.dumps(config.to_dict() | paths, indent=1))
+    except OSError as error:
+        raise Conflict(
+            f"The run's folder cannot be written ({error.strerror}). Ask an admin to free some "
+            "space or make the disk writable.",
+            code="disk_full",
+        ) from error
 
 
 def get_run_team(user: User, data: DatasetVersion) -> Team | None:

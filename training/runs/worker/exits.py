@@ -20,12 +20,13 @@ class StopReason(Enum):
 
 
 class ExitAction(Enum):
-    """What happens to the run. The first four end it; the others queue it again."""
+    """What happens to the run. The first five end it; the others queue it again."""
 
     RESULT = auto()  # recorded as the engine's result.json says
     DISCARDED = auto()
     STOPPED_EMPTY = auto()  # stopped before there was a checkpoint
     STOPPED = auto()
+    DISK_FULL = auto()  # the engine had no place to write its result
     EVICTED = auto()
     OVER_MEMORY = auto()  # fails instead if no device of the pool allows as much memory
     PAUSED = auto()
@@ -75,6 +76,7 @@ RULES = (
     Rule(ExitAction.DISCARDED, StopReason.DISCARD),
     Rule(ExitAction.STOPPED_EMPTY, StopReason.STOP, has_checkpoint=False),
     Rule(ExitAction.STOPPED, StopReason.STOP, exited_cleanly=True),
+    Rule(ExitAction.DISK_FULL, exit_code=EXIT_CODES[Outcome.DISK_FULL]),
     Rule(ExitAction.EVICTED, StopReason.EVICTION),
     Rule(ExitAction.OVER_MEMORY, StopReason.OVER_MEMORY),
     Rule(ExitAction.PAUSED, exited_cleanly=True),

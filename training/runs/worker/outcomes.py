@@ -21,6 +21,7 @@ OUTCOME_STATES: dict[Outcome, State] = {
     Outcome.DIVERGED: State.FAILED,
     Outcome.OUT_OF_MEMORY: State.FAILED,
     Outcome.DISK_FULL: State.FAILED,
+    Outcome.FAULT: State.FAILED,
     Outcome.CRASHED: State.FAILED,
 }
 
@@ -97,6 +98,18 @@ def format_lost_steps(run: Run) -> str:
     if lost_steps == 1:
         return "1 step since the last checkpoint is repeated"
     return f"{lost_steps:,} steps since the last checkpoint are repeated"
+
+
+def build_disk_full_result(run: Run) -> Result:
+    """The result of an engine that could not write its own."""
+    if not run.folder.is_dir():
+        problem = "The run's folder has vanished. Restore it, or start the run again."
+    else:
+        problem = (
+            "The disk is full, or read-only. Free some space, then resume from the last checkpoint."
+        )
+    message = f"Stopped at step {run.step:,}. {problem}"
+    return Result(outcome=Outcome.DISK_FULL, message=message, step=run.step)
 
 
 def build_stopped_result(run: Run) -> Result:

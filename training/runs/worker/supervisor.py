@@ -20,6 +20,7 @@ from django.db.models import F
 from django.db.models.functions import Now
 
 from training.engine.events import JOURNAL_FILE, read_events
+from training.engine.files import describe_storage_error
 from training.engine.outcome import Outcome, Result, read_result
 from training.errors import UserError
 from training.gpus import allocations
@@ -102,6 +103,30 @@ class RunSupervisor:
         self.usage_over_limit = 0  # memory use on a shared device, if it is above the limit
 
     def run(self) -> None:
+        try:
+            self.follow_engine()
+        except OSError as error:
+            message = describe_storage_error(error, self.record.folder)
+            if message is None:
+                raise
+            # The engine has no heartbeat any more. Another run may get the device only when it is
+            # dead.
+            self.engine.send_signal(signal.SIGKILL)
+            killed_at = time.monotonic()
+            while self.engine.is_alive():
+                if time.monotonic() - killed_at > KILL_TIMEOUT_SECONDS:
+                    raise
+                time.sleep(JOURNAL_POLL_SECONDS)
+            self.release_run(
+                state=State.FAILED,
+                failure=Outcome.DISK_FULL,
+                message=f"Stopped at step {self.record.step:,}. {message}",
+                finished_at=Now(),
+                phase="",
+            )
+
+    def follow_engine(self) -> None:
+        """Start the engine or take it over, and follow it until it has exited."""
         self.engine.touch_heartbeat()
         if not self.engine.is_alive() and read_result(self.record.folder) is None:
             self.start_engine()
@@ -244,6 +269,8 @@ class RunSupervisor:
                 self.record_result(run, Result(outcome=Outcome.STOPPED, message=message))
             case ExitAction.STOPPED:
                 self.record_result(run, outcomes.build_stopped_result(run))
+            case ExitAction.DISK_FULL:
+                self.record_result(run, outcomes.build_disk_full_result(run))
             case ExitAction.EVICTED:
                 assert self.eviction is not None
                 self.requeue_run(outcomes.format_eviction_message(run, self.eviction))
@@ -285,8 +312,10 @@ class RunSupervisor:
             outcomes.finalize_run(run, result)
         except (UserError, OSError) as error:
             state = State.FAILED
+            storage_message = describe_storage_error(error, run.folder)
             result = Result(
-                outcome=Outcome.CRASHED, message=f"The adapter could not be saved: {error}"
+                outcome=Outcome.DISK_FULL if storage_message else Outcome.CRASHED,
+                message=f"The adapter could not be saved: {storage_message or error}",
             )
         if (
             result.outcome is Outcome.OUT_OF_MEMORY
