@@ -9,6 +9,7 @@ authenticated users may send large bodies, a few at a time. Django reads the bod
 
 from __future__ import annotations
 
+import json
 import tempfile
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -25,6 +26,7 @@ from django.contrib.auth import SESSION_KEY  # noqa: E402
 from django.contrib.sessions.backends.db import SessionStore  # noqa: E402
 from django.db import close_old_connections  # noqa: E402
 
+from adapters.inference.openai_http import error_body  # noqa: E402
 from snapml_site.spooled_body import SpooledFile  # noqa: E402
 from training.people.tokens import PasswordNotChanged, find_token  # noqa: E402
 
@@ -112,8 +114,12 @@ class LimitedRequest(http_protocol.WebRequest):  # type: ignore[misc]
         if self.is_rejected:
             return
         self.is_rejected = True
+        body = b""
+        if self.channel._path.startswith(b"/v1/"):
+            body = json.dumps(error_body("The request is too large.")).encode()
         self.channel.transport.write(
-            b"HTTP/1.1 413 Content Too Large\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
+            b"HTTP/1.1 413 Content Too Large\r\nConnection: close\r\n"
+            b"Content-Type: application/json\r\nContent-Length: %d\r\n\r\n%s" % (len(body), body)
         )
         self.channel.transport.loseConnection()
 

@@ -110,12 +110,12 @@ def parse_requests(body: Any, location: dict[str, Any], *, chat: bool) -> list[G
         else None,
         "max_tokens": None
         if max_tokens is None
-        else int(parse_number(max_tokens, "max_tokens", 1, 1_000_000)),
+        else parse_integer(max_tokens, "max_tokens", 1, 1_000_000),
         "temperature": parse_number(body.get("temperature"), "temperature", 0.0, 2.0, default=1.0),
         "top_p": parse_number(body.get("top_p"), "top_p", 0.0, 1.0, default=1.0),
         "seed": None
         if body.get("seed") is None
-        else int(parse_number(body["seed"], "seed", -(2**63), 2**63 - 1)),
+        else parse_integer(body["seed"], "seed", -(2**63), 2**63 - 1),
         "stop": parse_stop_sequences(body.get("stop")),
         "needs_logprobs": body.get("prompt_logprobs") is not None,
     }
@@ -321,6 +321,13 @@ def parse_number(
     if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
         raise InvalidField(f"{name} must be a number from {low:g} to {high:g}.", name)
     return value
+
+
+def parse_integer(value: Any, name: str, low: int, high: int) -> int:
+    number = parse_number(value, name, low, high)
+    if number != int(number):
+        raise InvalidField(f"{name} must be a whole number.", name)
+    return int(number)
 
 
 class ResponseBuilder:

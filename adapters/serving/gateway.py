@@ -68,9 +68,10 @@ async def proxy_request(request: Request, path: str) -> Response:
     body = await read_body(request)
     if body.get("prompt_logprobs") is not None:
         raise InvalidField("prompt_logprobs is not supported. Leave it out.", "prompt_logprobs")
-    proxied = ProxiedRequest(
-        *await run_in_database(route_request, user, str(body.get("model", ""))), body=body
-    )
+    name = body.get("model")
+    if not isinstance(name, str) or not name:
+        raise InvalidField("model must be the name of a deployment.", "model")
+    proxied = ProxiedRequest(*await run_in_database(route_request, user, name), body=body)
     try:
         return await proxied.forward(path)
     except inference_client.InferenceUnavailable as unavailable:
@@ -282,7 +283,9 @@ def route_request(user: User, name: str) -> tuple[Deployment, dict[str, Any], in
     )
     deployment = rows.filter(name=name).first()
     if deployment is None:
-        raise HttpError(404, f"Deployment {name[:80]!r} not found.", code="model_not_found")
+        raise HttpError(
+            404, f"Deployment {name[:80]!r} not found.", param="model", code="model_not_found"
+        )
     version = pick_version(deployment)
     return (
         deployment,

@@ -96,6 +96,18 @@ def test_every_column_gets_one_scored_reply_per_row(alice, prompts, pair, echo):
     assert len(echo) == before  # no new requests
 
 
+def test_a_reply_is_scored_without_the_thoughts_on_either_side(monkeypatch):
+    async def answer(body):
+        message = {"content": "it is 3", "reasoning_content": "three"}
+        usage = {"prompt_tokens": 5, "completion_tokens": 9}
+        return {"choices": [{"message": message}], "usage": usage}
+
+    monkeypatch.setattr(replies, "request_with_retry", answer)
+    row = {"messages": [], "expected": "<think>\nmaybe\n</think>\n\nit is 3"}
+    reply = asyncio.run(replies.generate_reply(row, {}))
+    assert (reply.text, reply.scores["exact"]) == ("it is 3", 1.0)
+
+
 def test_a_slow_row_does_not_delay_the_others(monkeypatch):
     others = asyncio.Event()
     started_rows = []

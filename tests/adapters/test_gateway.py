@@ -225,6 +225,14 @@ async def test_an_unknown_url_is_an_error_in_openais_format(method, path, status
     assert set(answer.json()["error"]) == {"message", "type", "param", "code"}
 
 
+@pytest.mark.parametrize("model", [None, "", 7, ["lights"]])
+async def test_a_request_without_the_name_of_a_deployment_is_rejected(alice, deployed, model):
+    client = await sync_to_async(create_client)(alice)
+    with pytest.raises(openai.BadRequestError) as caught:
+        await client.chat.completions.create(**REQUEST, extra_body={"model": model})
+    assert caught.value.param == "model"
+
+
 async def test_fields_between_the_site_and_the_inference_server_are_rejected(alice, deployed):
     client = await sync_to_async(create_client)(alice)
     with pytest.raises(openai.BadRequestError) as caught:

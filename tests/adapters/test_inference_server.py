@@ -221,6 +221,7 @@ def test_a_full_queue_is_a_429_with_retry_after_and_cancels_all_prompts(web, fak
         ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "messages"),
         ({"max_tokens": "x"}, "max_tokens"),
         ({"max_tokens": 0}, "max_tokens"),
+        ({"max_tokens": 7.5}, "max_tokens"),
         ({"temperature": 3}, "temperature"),
         ({"seed": True}, "seed"),
         ({"stop": ["a"] * 5}, "stop"),

@@ -2,6 +2,7 @@
 cannot forge.
 """
 
+import json
 import os
 import socket
 import subprocess
@@ -98,6 +99,13 @@ HEAD = b"POST %s HTTP/1.1\nHost: localhost\nContent-Type: text/plain\nContent-Le
 )
 def test_anonymous_clients_cannot_send_large_bodies(port, path, more):
     assert send_request(port, HEAD % (path, 2 * MIB) + more)[0].startswith(b"HTTP/1.1 413")
+
+
+def test_a_large_body_for_the_openai_api_is_an_error_in_its_format(port):
+    answer, _ = send_request(port, HEAD % (b"/v1/chat/completions", 2 * MIB))
+    head, _, body = answer.partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 413")
+    assert set(json.loads(body)["error"]) == {"message", "type", "param", "code"}
 
 
 @pytest.mark.parametrize(
