@@ -210,8 +210,9 @@ def split_calls(
             return "".join([*parts, before]).rstrip(), calls
     rest = text[position:]
     if not is_final:
-        marks = (mark, call_format.closing) if call_format.opening else (mark, "[{")
-        rest = hold_back(rest, marks).rstrip()
+        rest = hold_back(rest, (mark, call_format.closing)).rstrip()
+        if not call_format.opening:  # perhaps the start of a list of calls
+            rest = rest.removesuffix("[").rstrip()
     content = "".join([*parts, clean_between(rest, calls)])
     return content.rstrip() if calls or not is_final else content, calls
 

@@ -136,6 +136,8 @@ HEAT_CALL = '{"name": "get_heat", "arguments": {"room": "den {x}"}}'
         ("llama", "if (x) { return {}; }\n", "if (x) { return {}; }\n", []),
         ("default", f"Yes.{CALL}{HEAT_CALL}", "Yes.", [FAN, HEAT]),
         ("default", f"[{CALL}, {HEAT_CALL}]", "", [FAN, HEAT]),
+        ("default", f"Yes [\n{CALL}\n]", "Yes", [FAN]),
+        ("default", "a[0] = [1, 2]", "a[0] = [1, 2]", []),
         ("default", '{"name": "Ada", "arguments": {}}', '{"name": "Ada", "arguments": {}}', []),
         (
             "xml",
