@@ -28,7 +28,7 @@ ALLOWED_KEYS: dict[str, tuple[str, ...]] = {
         "fan_in_fan_out",
         "alpha_pattern",
     ),
-    "ia3": ("feedforward_modules", "fan_in_fan_out"),
+    "ia3": ("fan_in_fan_out",),
     "prefix": (
         "num_virtual_tokens",
         "token_dim",
@@ -63,6 +63,7 @@ IGNORED_KEYS = {
     "exclude_modules",
     "layers_to_transform",
     "layers_pattern",
+    "feedforward_modules",
 }
 # Values that PEFT always writes
 DEFAULT_VALUES = {"megatron_core": ("megatron.core",), "bias": ("none",)}
@@ -81,6 +82,9 @@ UNSUPPORTED_FEATURES = {
 # matrices belong to a residual.
 PLAIN_INITS = (None, True, False, "gaussian", "eva", "orthogonal")
 BASE_CHANGING_INITS = ("pissa", "olora", "corda", "loftq", "lora_ga")
+# Settings that are lists of names, or a single one
+NAME_LISTS = ("target_modules", "exclude_modules", "feedforward_modules", "layers_pattern")
+SWITCHES = ("use_rslora", "use_dora", "fan_in_fan_out")
 DEFAULT_RANK = 8  # PEFT's
 MAX_ALPHA = 1e6
 LAYER_INDEX_PATTERN = re.compile(r".*?\.[^.]*\.(\d+)\.")
@@ -137,13 +141,15 @@ class BaseShapes:
 def validate_config(
     config: Mapping[str, Any], method: str, shapes: Mapping[str, list[int]], base: BaseShapes
 ) -> dict[str, Any]:
-    """The config reduced to known keys, with target modules and ranks taken from the tensors.
+    """The config reduced to known keys. Target modules, ranks and IA3's feedforward modules are
+    taken from the tensors.
 
     Raises:
         UserError: an unknown setting, a tensor that does not belong to such an adapter, or a size
             that does not fit.
     """
-    accepted = {name: config[name] for name in ALLOWED_KEYS[method] if name in config}
+    check_value_types(config)
+    accepted = {name: config[name] for name in ALLOWED_KEYS[method] if config.get(name) is not None}
     if method == "lora":
         accepted.setdefault("r", DEFAULT_RANK)
     check_config_values({**accepted, "rank_pattern": config.get("rank_pattern")})
@@ -160,10 +166,10 @@ def validate_config(
     if method in ("lora", "ia3", "bottleneck"):
         accepted["target_modules"] = sorted(modules)
     if method == "ia3":
-        suffixes = tuple(str(end) for end in config.get("feedforward_modules") or ())
-        accepted["feedforward_modules"] = [
-            module for module in sorted(modules) if module.endswith(suffixes)
-        ]
+        # A feedforward module scales its input: its vector is a row
+        accepted["feedforward_modules"] = sorted(
+            parse_tensor_name(name, method)[0] for name, shape in shapes.items() if shape[0] == 1
+        )
     return {
         "peft_type": config["peft_type"],
         "task_type": "CAUSAL_LM",
@@ -285,6 +291,31 @@ def check_matrices(
         )
 
 
+def check_value_types(config: Mapping[str, Any]) -> None:
+    """Raises UserError: a setting has a value of another type than PEFT writes."""
+    layers = config.get("layers_to_transform")
+    is_valid = {
+        name: isinstance(value, str) or (isinstance(value, list) and all_are(value, str))
+        for name in NAME_LISTS
+        if (value := config.get(name)) is not None
+    }
+    is_valid |= {name: config.get(name) in (None, True, False) for name in SWITCHES}
+    is_valid["layers_to_transform"] = all_are(layers if isinstance(layers, list) else [layers], int)
+    is_valid["layers_to_transform"] |= layers is None
+    for name, value_is_valid in is_valid.items():
+        if not value_is_valid:
+            raise UserError(
+                f"adapter_config.json sets {name} to {str(config[name])[:40]}, which PEFT does not "
+                "write.",
+                field="file",
+                code="invalid_value",
+            )
+
+
+def all_are(values: list[Any], kind: type) -> bool:
+    return all(type(value) is kind for value in values)
+
+
 def check_config_values(config: Mapping[str, Any]) -> None:
     """Raises UserError for a size that is not an integer within its limit, or a pattern that is not
     a map of module names to numbers.
@@ -388,7 +419,9 @@ def check_tensor_shape(
                 field="base",
                 code="wrong_shape",
             )
-    elif not all(size in (1, config.get("bottleneck_size"), *weight) for size in shape):
+    elif not shape or not all(
+        size in (1, config.get("bottleneck_size"), *weight) for size in shape
+    ):
         raise UserError(
             f"The adapter's tensor for {module[:80]} does not fit {base.name}. Choose the base "
             "model it was trained on.",

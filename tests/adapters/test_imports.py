@@ -185,6 +185,11 @@ def test_invalid_weights_are_rejected_before_any_library_reads_them(
             ("model.layers",),
         ),
         ({"exclude_modules": ["k_proj"]}, "untargeted_module", ("k_proj",)),
+        ({"target_modules": [1]}, "invalid_value", ("target_modules",)),
+        ({"layers_pattern": 5}, "invalid_value", ("layers_pattern",)),
+        ({"layers_to_transform": ["1"]}, "invalid_value", ("layers_to_transform",)),
+        ({"layers_to_transform": {"a": 1}}, "invalid_value", ("layers_to_transform",)),
+        ({"use_dora": "yes"}, "invalid_value", ("use_dora",)),
         ({"peft_type": "XLORA"}, "unknown_type", ("XLORA",)),
         ({"peft_type": {"a": 1}}, "unknown_type", ()),
     ],
@@ -308,16 +313,18 @@ def test_pickled_weights_beside_the_config_are_named(alice, base_model, adapter_
 @pytest.fixture
 def peft_folder(base_model, tmp_path):
     """Writes an adapter of the base with plain PEFT, and returns its folder and its logits."""
-    from peft import LoraConfig, PeftModel, get_peft_model
+    from peft import IA3Config, LoraConfig, PeftModel, get_peft_model
     from transformers import AutoModelForCausalLM
 
-    def write(dtype=torch.float32, **config):
+    def write(dtype=torch.float32, is_ia3=False, **config):
         torch.manual_seed(3)
         base = AutoModelForCausalLM.from_pretrained(base_model.folder, dtype=torch.float32)
-        model = get_peft_model(base, LoraConfig(**{"r": 3, "lora_alpha": 5, **config}))
+        lora = {} if is_ia3 else {"r": 3, "lora_alpha": 5}
+        peft_config = (IA3Config if is_ia3 else LoraConfig)(**{**lora, **config})
+        model = get_peft_model(base, peft_config)
         with torch.no_grad():
             for name, parameter in model.named_parameters():
-                if "lora_" in name:
+                if "lora_" in name or "ia3_" in name:
                     parameter.normal_(std=0.3)
         model.to(dtype).save_pretrained(tmp_path / "peft")
         again = AutoModelForCausalLM.from_pretrained(base_model.folder, dtype=torch.float32)
@@ -351,6 +358,11 @@ def read_folder(folder):
         {"target_modules": ["v_proj", "q_proj"], "rank_pattern": {"layers.1.self_attn.q_proj": 5}},
         {"target_modules": ["v_proj", "q_proj"], "alpha_pattern": {"q_proj": 16}},
         {"target_modules": ["v_proj"], "use_dora": True, "init_lora_weights": "orthogonal", "r": 4},
+        {
+            "is_ia3": True,
+            "target_modules": ["v_proj", "down_proj"],
+            "feedforward_modules": ".*down_.*",
+        },
     ],
 )
 def test_an_imported_adapter_has_the_logits_of_plain_peft(alice, base_model, peft_folder, config):
