@@ -21,7 +21,7 @@ from training.datasets.column_mapping import ColumnMapping, suggest_part, to_row
 from training.datasets.errors import BadRow, clean_text
 from training.datasets.formats import Format
 from training.datasets.insights import Insights
-from training.datasets.json_items import row_too_large
+from training.datasets.json_items import build_row_too_large
 from training.datasets.records import iter_records
 from training.datasets.rows import MAX_ROW_BYTES, Row
 from training.datasets.similar import Signatures, find_repeats, hash_text, normalize_text
@@ -179,11 +179,11 @@ def check_sources(
     unused = UnusedValues(mapping)
     reported_at, written_bytes = time.monotonic(), 0
     with (staging_folder / "rows.jsonl").open("w", encoding="utf-8") as out:
-        for source_index, source in enumerate(sources):
+        for source in sources:
             location_prefix = format_location_prefix(source, len(sources) > 1)
             records = iter_records(source.path, source.file_format, max_bytes=max_bytes)
+            index_path = staging_folder / "chain.sqlite3"
             if mapping.row_format == "chain":
-                index_path = staging_folder / f"chain-{source_index}.sqlite3"
                 index_path.unlink(missing_ok=True)
                 records = link_rows(records, mapping, str(index_path))
             for number, record in records:
@@ -207,6 +207,7 @@ def check_sources(
                 if time.monotonic() - reported_at > PROGRESS_INTERVAL:
                     reported_at = time.monotonic()
                     report_progress(0.0, f"{staging.count + problems.count:,} rows read")
+            index_path.unlink(missing_ok=True)
     report_progress(0.0, "comparing rows")
     facts = staging.collect_arrays()
     facts["first_similar"] = signatures.find_near_duplicates()
@@ -250,7 +251,7 @@ def parse_record(record: Any, mapping: ColumnMapping, split: str) -> Row | BadRo
     except RecursionError:
         return BadRow("the row is nested too deeply")
     if sum(len(message["content"]) for message in row.messages) + len(row.text) > MAX_ROW_BYTES:
-        return row_too_large()
+        return build_row_too_large()
     return replace(row, split=split) if split else row
 
 

@@ -58,6 +58,16 @@ def parse_json(text: str) -> Any:
         raise BadRow(f"unsupported JSON: {error}") from error
 
 
+def to_records(value: Any) -> list[dict[str, Any] | BadRow]:
+    """The records of one line: several if it is an array of objects that are no messages."""
+    is_rows = (
+        isinstance(value, list)
+        and bool(value)
+        and all(isinstance(item, dict) and not is_message(item) for item in value)
+    )
+    return value if is_rows else [to_record(value)]
+
+
 def to_record(value: Any) -> dict[str, Any] | BadRow:
     """A JSON value as a record: an object as it is, a list of messages as a conversation, a list of
     texts and numbers as columns, and a text as plain text.
@@ -184,15 +194,15 @@ def iter_array(reader: JsonReader, split: str = "") -> Rows:
             )
             return False
     if conversation:
-        row = row_too_large() if size > MAX_ROW_BYTES else to_record(conversation)
+        row = build_row_too_large() if size > MAX_ROW_BYTES else to_record(conversation)
         yield start_line, add_split(row, split)
     if not next_character:
-        yield reader.line, incomplete_file("]")
+        yield reader.line, build_incomplete_file("]")
         return False
     return reader.skip_character("]")
 
 
-def incomplete_file(bracket: str) -> BadRow:
+def build_incomplete_file(bracket: str) -> BadRow:
     return BadRow(
         f"the file is incomplete: the closing `{bracket}` is missing",
         group="the file is incomplete",
@@ -200,7 +210,7 @@ def incomplete_file(bracket: str) -> BadRow:
     )
 
 
-def row_too_large() -> BadRow:
+def build_row_too_large() -> BadRow:
     return BadRow(
         f"the row is larger than {format_binary_bytes(MAX_ROW_BYTES)}; split it",
         code="row_too_large",
@@ -212,17 +222,20 @@ def add_split(record: dict[str, Any] | BadRow, split: str) -> dict[str, Any] | B
 
 
 def iter_object(reader: JsonReader, is_first: bool) -> Rows:
-    """An object as one row, or the rows in it if it is the only value of the file."""
+    """An object as one row, or the rows in it: of arrays under a usual key, or if it is the only
+    value of the file, under any keys, or in columns.
+    """
     line, (value, end) = reader.line, read_item(reader)
-    is_too_large = isinstance(value, BadRow) and value.code == "row_too_large"
-    if is_first and is_too_large:
+    if is_first and isinstance(value, BadRow) and value.code == "row_too_large":
         return (yield from iter_wrapper(reader))
     if is_first and end and isinstance(value, dict):
         length = end - reader.position
         is_only_value = reader.is_last_value(end)
         end = reader.position + length
-        if is_only_value and find_row_keys(value):
-            return (yield from iter_wrapper(reader, find_row_keys(value)))
+        row_keys = find_row_keys(value, is_only_value=is_only_value)
+        if row_keys and all(isinstance(value[key], list) for key in row_keys):
+            shared = {key: inner for key, inner in value.items() if key not in row_keys}
+            return (yield from iter_wrapper(reader, row_keys, shared))
         if is_only_value and (rows := transpose_columns(value)):
             for row in rows:
                 yield line, row
@@ -233,57 +246,80 @@ def iter_object(reader: JsonReader, is_first: bool) -> Rows:
     return bool(end)
 
 
-def find_row_keys(value: Mapping[str, Any]) -> list[str]:
-    """The keys of an object that hold lists of rows: known names, or else all of them. An object
+def find_row_keys(value: Mapping[str, Any], *, is_only_value: bool) -> list[str]:
+    """The keys of an object that hold lists of rows. One of WRAPPER_KEYS is enough; with the name
+    of a split, all lists are splits; other names only if the object holds nothing else. An object
     that holds messages is a row itself.
     """
     if any(isinstance(inner, list) and inner and is_message(inner[0]) for inner in value.values()):
         return []
-    keys = [
-        key
-        for key, inner in value.items()
-        if isinstance(inner, list)
-        and inner
-        and all(isinstance(item, dict | list) and not is_message(item) for item in inner[:20])
-    ]
-    known = [key for key in keys if key.lower() in WRAPPER_KEYS or key.lower() in SPLIT_ALIASES]
-    return known or keys
+    keys = [key for key, inner in value.items() if is_list_of_rows(inner)]
+    for key in keys:
+        if key.lower() in WRAPPER_KEYS and "columns" not in value:
+            return [key]
+    if any(key.lower() in SPLIT_ALIASES for key in keys):
+        return keys
+    return keys if is_only_value and len(keys) == len(value) else []
+
+
+def is_list_of_rows(value: Any) -> bool:
+    return (
+        isinstance(value, list)
+        and bool(value)
+        and all(isinstance(item, dict | list) and not is_message(item) for item in value[:20])
+    )
 
 
 def transpose_columns(value: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The rows of an object that holds columns, as pandas' `to_json` writes them: lists, or objects
-    keyed by the row's index.
+    """The rows of an object that pandas' `to_json` wrote: columns as lists, columns or rows keyed
+    by the index, or `{"columns": [...], "data": [[...]]}`.
     """
-    columns = [
-        list(inner.values()) if isinstance(inner, dict) else inner for inner in value.values()
-    ]
-    if len({len(column) if isinstance(column, list) else 0 for column in columns}) != 1:
-        return []
-    if not columns or not columns[0] or len({type(inner) for inner in value.values()}) != 1:
-        return []
-    if any(is_message(cell) for column in columns for cell in column):
-        return []
-    return [dict(zip(value, cells, strict=True)) for cells in zip(*columns, strict=True)]
+    names, cells = value.get("columns"), value.get("data")
+    inner = list(value.values())
+    rows: list[dict[str, Any]] = []
+    if isinstance(names, list) and is_list_of_rows(cells):
+        if all(len(row) == len(names) for row in cells or ()):
+            rows = [dict(zip(map(str, names), row, strict=True)) for row in cells or ()]
+    elif inner and all(isinstance(column, list) for column in inner):
+        has_messages = any(is_message(cell) for column in inner for cell in column)
+        if len({len(column) for column in inner}) == 1 and len(inner[0]) > 1 and not has_messages:
+            rows = [dict(zip(value, row, strict=True)) for row in zip(*inner, strict=True)]
+    elif len(inner) > 1 and all(isinstance(column, dict) for column in inner):
+        if all(column.keys() == inner[0].keys() for column in inner):
+            is_by_column = all(key.isdecimal() for key in inner[0])
+            rows = (
+                [{name: value[name][key] for name in value} for key in inner[0]]
+                if is_by_column
+                else inner
+            )
+    return rows
 
 
-def iter_wrapper(reader: JsonReader, row_keys: list[str] | None = None) -> Rows:
-    """The rows of the arrays in an object. An array whose key names a split is that split.
-    `row_keys` None: the object is too large to be parsed at once, and all arrays hold rows.
+def iter_wrapper(
+    reader: JsonReader,
+    row_keys: list[str] | None = None,
+    shared: Mapping[str, Any] | None = None,
+) -> Rows:
+    """The rows of the arrays in an object. An array beside one whose key names a split is a split.
+    The object's other values, `shared`, are columns of every row. `row_keys` None: the object is
+    too large to be parsed at once, and all arrays hold rows.
     """
     start_line, has_rows = reader.line, False
+    has_splits = any(key.lower() in SPLIT_ALIASES for key in row_keys or ())
     reader.skip_character("{")
     while (next_character := reader.peek_character()) != "}":
         key, end = read_item(reader)
         if not end or not isinstance(key, str):
-            problem = key if isinstance(key, BadRow) else incomplete_file("}")
+            problem = key if isinstance(key, BadRow) else build_incomplete_file("}")
             yield reader.line, problem
             return False
         reader.advance_to(end)
         reader.skip_character(":")
         if reader.peek_character() == "[" and (row_keys is None or key in row_keys):
             has_rows = True
-            split = key if key.lower() in SPLIT_ALIASES else ""
-            if not (yield from iter_array(reader, split)):
+            is_split = has_splits or key.lower() in SPLIT_ALIASES
+            rows = iter_array(reader, key if is_split else "")
+            if not (yield from add_shared(rows, shared or {})):
                 return False
         else:
             value, end = read_item(reader)
@@ -293,8 +329,17 @@ def iter_wrapper(reader: JsonReader, row_keys: list[str] | None = None) -> Rows:
             reader.advance_to(end)
         reader.skip_character(",")
     if not has_rows:
-        yield start_line, row_too_large()
+        yield start_line, build_row_too_large()
     return reader.skip_character(next_character)
+
+
+def add_shared(rows: Rows, shared: Mapping[str, Any]) -> Rows:
+    while True:
+        try:
+            line, record = next(rows)
+        except StopIteration as end:
+            return bool(end.value)
+        yield line, {**shared, **record} if isinstance(record, dict) else record
 
 
 def read_item(reader: JsonReader) -> tuple[Any, int]:
@@ -307,7 +352,7 @@ def read_item(reader: JsonReader) -> tuple[Any, int]:
             try:
                 value, end = DECODER.raw_decode(reader.text, reader.position)
                 is_too_large = end - reader.position > MAX_ROW_BYTES
-                return row_too_large() if is_too_large else value, end
+                return build_row_too_large() if is_too_large else value, end
             except BadRow as bad:  # duplicate key: skip this row, read the next ones
                 return bad, LENIENT_DECODER.raw_decode(reader.text, reader.position)[1]
         except RecursionError:

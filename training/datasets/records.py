@@ -11,9 +11,14 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from training.datasets.errors import BadFile, BadRow
+from training.datasets.errors import BadFile, BadRow, clean_text
 from training.datasets.formats import EXCEL_SEPARATOR, Format, open_file
-from training.datasets.json_items import iter_json_objects, parse_json, row_too_large, to_record
+from training.datasets.json_items import (
+    build_row_too_large,
+    iter_json_objects,
+    parse_json,
+    to_records,
+)
 from training.datasets.rows import MAX_ROW_BYTES, check_text
 from training.datasets.values import normalize_record
 from training.formatting import format_binary_bytes
@@ -37,6 +42,9 @@ def iter_records(path: Path, file_format: Format, *, max_bytes: int) -> Iterator
         for number, record in iter_raw_records(path, file_format, max_bytes):
             if isinstance(record, BadRow):
                 yield number, record
+                continue
+            if len(record) > MAX_COLUMNS:
+                yield number, BadRow(f"has more than {MAX_COLUMNS:,} columns")
                 continue
             try:
                 yield number, normalize_record(record)
@@ -138,21 +146,22 @@ def iter_jsonl(file: Any, _file_format: Format) -> Iterator[NumberedRecord]:
         if not line.strip():
             continue
         try:
-            yield number, parse_record_line(line)
+            for record in parse_line_records(line):
+                yield number, record
         except BadRow as bad:
             yield number, bad
 
 
-def parse_record_line(line: bytes) -> dict[str, Any] | BadRow:
+def parse_line_records(line: bytes) -> list[dict[str, Any] | BadRow]:
     if len(line) > MAX_ROW_BYTES:
-        raise row_too_large()
+        raise build_row_too_large()
     try:
         text = line.decode("utf-8")
     except UnicodeDecodeError as error:
         raise BadRow(
             f"byte {error.start + 1} is not UTF-8; save the file as UTF-8", group="not UTF-8"
         ) from error
-    return to_record(parse_json(text.strip().removesuffix(",")))
+    return to_records(parse_json(text.strip().removesuffix(",")))
 
 
 class CsvLines:
@@ -190,7 +199,7 @@ def iter_csv(file: Any, file_format: Format) -> Iterator[NumberedRecord]:
             if file_format.header:
                 continue
         if lines.is_truncated:
-            yield number, row_too_large()
+            yield number, build_row_too_large()
         elif len(cells) != len(header):
             message = f"has {len(cells)} fields; the header has {len(header)}"
             yield number, BadRow(message, group="a row has more or fewer fields than the header")
@@ -245,13 +254,13 @@ def iter_text(file: Any, file_format: Format) -> Iterator[NumberedRecord]:
         if ends and size:
             yield (
                 start_line,
-                row_too_large() if size > MAX_ROW_BYTES else {"text": "".join(block).strip()},
+                build_row_too_large() if size > MAX_ROW_BYTES else {"text": "".join(block).strip()},
             )
             block, size = [], 0
     if size:
         yield (
             start_line,
-            row_too_large() if size > MAX_ROW_BYTES else {"text": "".join(block).strip()},
+            build_row_too_large() if size > MAX_ROW_BYTES else {"text": "".join(block).strip()},
         )
 
 
@@ -270,9 +279,10 @@ def iter_parquet(path: Path, remaining_bytes: int) -> Iterator[NumberedRecord]:
                     f"{limit}.",
                     field="file",
                 )
-        for number, record in iter_batches(
-            file.iter_batches(batch_size=64, use_threads=False), remaining_bytes
-        ):
+        check_column_names(file.schema_arrow.names)
+        batches = file.iter_batches(batch_size=64, use_threads=False)
+        for record in iter_batches(batches, remaining_bytes):
+            number += 1
             yield number, record
     except (pyarrow.ArrowException, OSError, ValueError) as error:
         raise BadFile(
@@ -282,7 +292,9 @@ def iter_parquet(path: Path, remaining_bytes: int) -> Iterator[NumberedRecord]:
 
 
 def iter_arrow(path: Path, remaining_bytes: int) -> Iterator[NumberedRecord]:
-    """The rows of an Arrow file or stream; `datasets.save_to_disk` writes streams."""
+    """The rows of an Arrow file, or of Arrow streams one after another; `datasets.save_to_disk`
+    writes streams.
+    """
     import pyarrow
     import pyarrow.ipc
 
@@ -291,14 +303,21 @@ def iter_arrow(path: Path, remaining_bytes: int) -> Iterator[NumberedRecord]:
         with pyarrow.OSFile(str(path)) as source:
             is_file = source.read(6) == b"ARROW1"
             source.seek(0)
-            reader: Any = (pyarrow.ipc.open_file if is_file else pyarrow.ipc.open_stream)(source)
-            batches = (
-                (reader.get_batch(index) for index in range(reader.num_record_batches))
-                if is_file
-                else reader
-            )
-            for number, record in iter_batches(batches, remaining_bytes):
-                yield number, record
+            while source.tell() < source.size():
+                reader: Any = (pyarrow.ipc.open_file if is_file else pyarrow.ipc.open_stream)(
+                    source
+                )
+                check_column_names(reader.schema.names)
+                batches = (
+                    (reader.get_batch(index) for index in range(reader.num_record_batches))
+                    if is_file
+                    else reader
+                )
+                for record in iter_batches(batches, remaining_bytes):
+                    number += 1
+                    yield number, record
+                if is_file:
+                    return
     except (pyarrow.ArrowException, OSError, ValueError) as error:
         raise BadFile(
             f"The Arrow file is corrupt after row {number:,}: {str(error).splitlines()[0][:200]}",
@@ -306,17 +325,52 @@ def iter_arrow(path: Path, remaining_bytes: int) -> Iterator[NumberedRecord]:
         ) from error
 
 
-def iter_batches(batches: Any, remaining_bytes: int) -> Iterator[NumberedRecord]:
-    number = 0
+def check_column_names(names: list[str]) -> None:
+    """Raises BadFile: a name is used twice, so that a value would be lost."""
+    repeated = next((name for name in names if names.count(name) > 1), None)
+    if repeated is not None:
+        raise BadFile(
+            f"The file has the column `{clean_text(repeated)[:40]}` twice. Rename one of them.",
+            field="file",
+        )
+
+
+def iter_batches(batches: Any, remaining_bytes: int) -> Iterator[dict[str, Any] | BadRow]:
+    """Raises pyarrow.ArrowInvalid: a batch whose offsets point outside of its buffers."""
     for batch in batches:
+        batch.validate(full=True)
         remaining_bytes -= batch.nbytes
         if remaining_bytes < 0:
             raise too_large_error()
+        readable = cast_times(batch)
         for index in range(batch.num_rows):
-            number += 1
-            row = batch.slice(index, 1)  # one at a time: a small file may contain huge rows
-            is_too_long = row.nbytes > MAX_ROW_BYTES
-            yield number, row_too_large() if is_too_long else row.to_pylist()[0]
+            row = readable.slice(index, 1)  # one at a time: a small file may contain huge rows
+            if row.nbytes > MAX_ROW_BYTES:
+                yield build_row_too_large()
+                continue
+            try:
+                yield row.to_pylist()[0]
+            except (OverflowError, ValueError) as error:
+                yield BadRow(
+                    f"holds a value that cannot be read ({error})", group="unreadable value"
+                )
+
+
+def cast_times(batch: Any) -> Any:
+    """The batch with dates and times as text: Python has no nanoseconds and ends at the year
+    9999.
+    """
+    import pyarrow
+
+    def cast_column(column: Any) -> Any:
+        if not pyarrow.types.is_temporal(column.type):
+            return column
+        is_duration = pyarrow.types.is_duration(column.type)
+        column = column.cast(pyarrow.int64()) if is_duration else column
+        return column.cast(pyarrow.string())
+
+    columns = [cast_column(column) for column in batch.columns]
+    return pyarrow.RecordBatch.from_arrays(columns, names=batch.schema.names)
 
 
 READERS: dict[str, Callable[[Any, Format], Iterator[NumberedRecord]]] = {
