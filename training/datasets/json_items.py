@@ -284,14 +284,15 @@ def transpose_columns(value: Mapping[str, Any]) -> list[dict[str, Any]]:
         has_messages = any(is_message(cell) for column in inner for cell in column)
         if len({len(column) for column in inner}) == 1 and len(inner[0]) > 1 and not has_messages:
             rows = [dict(zip(value, row, strict=True)) for row in zip(*inner, strict=True)]
-    elif len(inner) > 1 and all(isinstance(column, dict) for column in inner):
-        if all(column.keys() == inner[0].keys() for column in inner):
-            is_by_column = all(key.isdecimal() for key in inner[0])
-            rows = (
-                [{name: value[name][key] for name in value} for key in inner[0]]
-                if is_by_column
-                else inner
-            )
+    elif len(inner) > 1 and all(
+        isinstance(column, dict) and column.keys() == inner[0].keys() for column in inner
+    ):
+        is_by_column = all(key.isdecimal() for key in inner[0])
+        rows = (
+            [{name: value[name][key] for name in value} for key in inner[0]]
+            if is_by_column
+            else inner
+        )
     return rows
 
 
