@@ -24,6 +24,7 @@ from training.jobs.models import Job
 from training.jobs.runner import get_subject, save_progress
 from training.jobs.services import enqueue_job
 from training.people.models import User
+from training.text_input import clean_value
 
 KIND = "answers"
 MAX_CONCURRENT = 8
@@ -143,9 +144,9 @@ async def generate_reply(row: dict[str, Any], target_fields: dict[str, Any]) -> 
     except RowNotAnswerable:
         completion = await request_with_retry({**request, "max_tokens": FALLBACK_MAX_TOKENS})
     message, usage = completion["choices"][0]["message"], completion["usage"]
-    text = (message["content"] or "").replace("\0", "")
+    text = clean_value(message["content"] or "")
     expected = row["expected"]
-    if message.get("reasoning_content"):  # then the reply has no thoughts
+    if message.get("reasoning_content"):  # then the reply has no reasoning
         expected = expected.rpartition("</think>")[2].lstrip()
     scores = compute_scores(text, expected)
     if row["expected"].strip():

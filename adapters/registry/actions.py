@@ -19,6 +19,7 @@ from training.people.permissions import check_changeable
 from training.runs.actions import normalize_tags
 from training.runs.models import MAX_NOTES_LENGTH, Run
 from training.runs.states import UNFINISHED
+from training.text_input import check_text
 
 MAX_LINEAGE_NODES = 60
 MAX_RUNS, MAX_ROWS = 500, 100
@@ -42,7 +43,8 @@ def update_version(
             raise UserError(
                 f"Notes can have at most {MAX_NOTES_LENGTH:,} characters.", field="notes"
             )
-        version.notes = notes.replace("\0", "")
+        check_text(notes, "notes")
+        version.notes = notes
     version.save(update_fields=["tags", "notes"])
     return version
 

@@ -27,8 +27,8 @@ pytestmark = [pytest.mark.django_db, pytest.mark.once]
 
 @pytest.fixture
 def train_adapter(alice, base_model, data, device, no_queue, engine_once):
-    def train(method="lora", **settings):
-        return train_version(alice, base_model, data, engine_once, method=method, **settings)
+    def train(method="lora", base=base_model, **settings):
+        return train_version(alice, base, data, engine_once, method=method, **settings)
 
     yield train
     shutil.rmtree(Path(settings.HOME) / "merged", ignore_errors=True)
@@ -160,14 +160,12 @@ def test_kl_divergence_matches_its_definition():
 
 
 @pytest.mark.parametrize("targets", ["lm_head", "embed_tokens,q_proj", "embed_tokens,lm_head"])
-def test_a_merge_unties_the_head_that_an_adapter_changes(
-    alice, data, device, no_queue, engine_once, tmp_path, targets
-):
+def test_a_merge_unties_the_head_that_an_adapter_changes(train_adapter, tmp_path, targets):
     folder = tiny.make_model(tmp_path / "tied", is_tied=True)
     base = BaseModel.objects.create(
         name="tied", source="folder", location=str(folder), state="ready", metadata={}
     )
-    version = train_version(alice, base, data, engine_once, target_modules=targets)
+    version = train_adapter(base=base, target_modules=targets)
     result = program.run_merge(merge_params(version))["parity"]
     assert result["divergence"] < 1e-4 < result["effect"]
     config = json.loads((version.merged_folder / "config.json").read_text())

@@ -27,6 +27,7 @@ from training.jobs.runner import follow_program, get_subject, save_job
 from training.jobs.services import enqueue_job
 from training.people.models import User
 from training.people.permissions import check_admin
+from training.text_input import check_text
 
 KIND = "import"
 BUILTIN_NAME = "SmolLM2-135M-Instruct"
@@ -65,8 +66,7 @@ def add_folder(user: User, path: str) -> BaseModel:
         UnsupportedModel: see `read_model_metadata`.
     """
     check_admin(user, "add base models")
-    if "\0" in path:
-        raise UserError("The path contains a NUL character.", field="location")
+    check_text(path, "The path", field="location")
     folder = Path(path).resolve()
     if not any(folder.is_relative_to(root) for root in settings.MODEL_FOLDERS):
         allowed = ", ".join(map(str, settings.MODEL_FOLDERS)) or "none set"

@@ -42,7 +42,6 @@ def filter_audit_entries(user: User, action: str = "", text: str = "") -> Any:
         if visible_ids is None
         else AuditEntry.objects.filter(team__in=visible_ids)
     )
-    action, text = action.replace("\0", ""), text.replace("\0", "")
     if action:
         rows = rows.filter(action=action)
     if text:

@@ -22,6 +22,7 @@ from training.runs.notifications import notify_run_ended
 from training.runs.queue import checks
 from training.runs.signals import run_changed, run_queued
 from training.runs.states import ACTIVE, UNFINISHED, RequestedAction, State, get_source_states
+from training.text_input import check_text
 
 TAG = re.compile(r"[\w .:/-]{1,30}")
 
@@ -51,7 +52,8 @@ def update_run(
     if notes is not None:
         if len(notes) > MAX_NOTES_LENGTH:
             raise UserError(f"Notes have at most {MAX_NOTES_LENGTH:,} characters.", field="notes")
-        run.notes = notes.replace("\0", "")
+        check_text(notes, "notes")
+        run.notes = notes
     run.save(update_fields=["name", "tags", "notes"])
     return run
 
