@@ -9,6 +9,7 @@ import httpx
 import pytest
 from asgiref.sync import sync_to_async
 from django.core.files.uploadedfile import SimpleUploadedFile
+from django.db import connections
 from django.http import QueryDict
 from django.urls import get_resolver, reverse
 from starlette.testclient import TestClient
@@ -461,6 +462,7 @@ async def test_no_request_to_the_gateway_fails(alice, things):
         for value in (b"Bearer \xff\xed\xa0\x80", b"Bearer", b"Basic x"):
             response = await web.get("/v1/models", headers={b"Authorization": value})
             assert response.status_code == 401
+    await sync_to_async(connections.close_all)()
 
 
 def check_response(response, body, *, is_refused):
