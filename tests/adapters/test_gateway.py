@@ -20,7 +20,7 @@ from adapters.inference.__main__ import start_scheduler
 from adapters.inference.request_queue import RequestQueue
 from adapters.inference.server import make_app
 from adapters.models import RequestLog, UsageCounter
-from adapters.serving import inference_client, services
+from adapters.serving import gateway, inference_client, services
 from adapters.serving.services import Routing
 from snapml_site.asgi import application
 from tests.registry import train_version
@@ -231,6 +231,18 @@ async def test_a_request_without_the_name_of_a_deployment_is_rejected(alice, dep
     with pytest.raises(openai.BadRequestError) as caught:
         await client.chat.completions.create(**REQUEST, extra_body={"model": model})
     assert caught.value.param == "model"
+
+
+async def test_a_bug_is_an_error_in_openais_format(alice, monkeypatch):
+    def fail(_user):
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr(gateway, "list_deployment_models", fail)
+    secret = (await sync_to_async(create_token)(alice, "test"))[1]
+    transport = httpx.ASGITransport(app=application, raise_app_exceptions=False)
+    async with httpx.AsyncClient(transport=transport, base_url="http://testserver") as web:
+        answer = await web.get("/v1/models", headers={"Authorization": f"Bearer {secret}"})
+    assert (answer.status_code, answer.json()["error"]["type"]) == (500, "server_error")
 
 
 async def test_fields_between_the_site_and_the_inference_server_are_rejected(alice, deployed):
