@@ -14,7 +14,6 @@ from typing import Any
 
 from training.datasets.errors import BadRow
 from training.datasets.values import (
-    normalize_value,
     parse_nested,
     remove_nulls,
     remove_schema_nulls,
@@ -44,9 +43,15 @@ ROLE_ALIASES = {
 CALL_ROLES = ("function_call", "tool_call")  # ShareGPT's turn with one call or a list of calls
 ROLE_KEYS, CONTENT_KEYS = ("role", "from"), ("content", "value", "text")
 # Keys that say whether a message is trained: OpenAI's, Axolotl's and LLaMA-Factory's
-WEIGHT_KEYS = ("weight", "train", "training", "loss")
+WEIGHT_KEYS = ("weight", "train", "training", "trainable", "train_on_turn", "loss")
 REASONING_KEYS = ("reasoning_content", "thinking", "reasoning")
 ASSISTANT_KEYS = ("tool_calls", "function_call", *REASONING_KEYS)
+# Keys of content parts, calls and functions that are used. `index` is the position of a call.
+TRUTH_VALUES = {"true": True, "1": True, "1.0": True, "false": False, "0": False, "0.0": False}
+PART_KEYS = ("type", "text", "thinking")
+ARGUMENT_KEYS = ("arguments", "parameters", "args", "input")  # the first is OpenAI's
+CALL_KEYS = ("id", "type", "function", "index", "name", *ARGUMENT_KEYS)
+FUNCTION_KEYS = ("name", *ARGUMENT_KEYS)
 TEXT_PART_TYPES = ("text", "input_text", "output_text")
 SPLITS = {"train": "Training", "eval": "Held out", "test": "Test"}
 # Other names of the splits in files
@@ -60,6 +65,7 @@ SPLIT_ALIASES = {
     "heldout": "eval",
 }
 MAX_ROW_BYTES = 4 * 2**20
+MAX_NAME_LENGTH = 128  # of a function; OpenAI's limit is 64
 Message = dict[str, Any]
 
 
@@ -92,6 +98,12 @@ def is_message(value: Any) -> bool:
     )
 
 
+def get_role(message: Any) -> str:
+    """The role of a message under any of its names, or an empty text."""
+    sender = next((message.get(key) for key in ROLE_KEYS if message.get(key)), "")
+    return ROLE_ALIASES.get(str(sender).strip().lower(), "")
+
+
 def is_missing(value: Any) -> bool:
     return value is None or (isinstance(value, str | list | dict) and not value)
 
@@ -106,18 +118,20 @@ def build_row(messages: Any, tools: Any = None, *, field: str = "messages", spli
     if not isinstance(messages, list) or not messages:
         raise BadRow(f"`{field}` must be a list with at least one message")
     checked_tools, unused = check_tools(tools), set[str]()
-    rows = tuple(
+    checked_messages = tuple(
         check_message(message, position, checked_tools, field, unused)
         for position, message in enumerate(messages, start=1)
     )
-    answers = [message for message in rows if message["role"] == "assistant"]
+    answers = [message for message in checked_messages if message["role"] == "assistant"]
     if not answers:
         raise BadRow(f"`{field}` has no assistant message to train on")
+    if len(checked_messages) == 1:
+        raise BadRow(f"`{field}` has no message before the assistant's, so nothing can be trained")
     if all(message.get("weight") == 0 for message in answers):
         raise BadRow(f"every assistant message in `{field}` is masked, so nothing can be trained")
-    if any(message["role"] == "system" for message in rows[1:]):
+    if any(message["role"] == "system" for message in checked_messages[1:]):
         raise BadRow("the `system` message must come first")
-    return Row(rows, checked_tools, split=split, unused=frozenset(unused))
+    return Row(checked_messages, checked_tools, split=split, unused=frozenset(unused))
 
 
 def check_message(
@@ -138,7 +152,7 @@ def check_message(
     sender = message.get(role_key)
     usual_key = "value" if role_key == "from" else "content"
     content_key = next((key for key in CONTENT_KEYS if message.get(key) is not None), usual_key)
-    content, used = message.get(content_key), {role_key, content_key, "name"}
+    content, used = message.get(content_key), {role_key, content_key}
     if sender in CALL_ROLES:
         role, calls, content = "assistant", parse_call_turn(content, position), None
     else:
@@ -162,6 +176,7 @@ def check_message(
         )
     if isinstance(message.get("name"), str) and message["name"]:
         checked["name"] = check_text(message["name"], "name", prefix)
+        used.add("name")
     if reasoning:
         checked["reasoning_content"] = reasoning
     if checked_calls:
@@ -171,13 +186,38 @@ def check_message(
         used.add("tool_call_id")
     if role == "assistant" and not is_trained(message, prefix):
         checked["weight"] = 0
-    used.update(WEIGHT_KEYS if role == "assistant" else list_false_weights(message, prefix))
+    used.update(WEIGHT_KEYS if role == "assistant" else list_ignored_weight_keys(message, prefix))
     unused.update(
         f"{field}[].{key}"
         for key, value in message.items()
         if key not in used and not is_missing(value)
     )
+    unused.update(f"{field}[].{key}" for key in list_unused_keys(message, calls))
     return checked
+
+
+def list_unused_keys(message: Mapping[str, Any], calls: Any) -> set[str]:
+    """The keys inside of a message's content parts and tool calls that are not used."""
+    unused: set[str] = set()
+    for key in CONTENT_KEYS:
+        parts = message.get(key)
+        for part in parts if isinstance(parts, list) else ():
+            if isinstance(part, Mapping):
+                unused |= {
+                    f"{key}[].{name}"
+                    for name, value in part.items()
+                    if name not in PART_KEYS and not is_missing(value)
+                }
+    for call in calls if isinstance(calls, list) else ():
+        function = call.get("function") if isinstance(call, Mapping) else None
+        for known, names in ((CALL_KEYS, call), (FUNCTION_KEYS, function)):
+            if isinstance(names, Mapping):
+                unused |= {
+                    f"tool_calls[].{name}"
+                    for name, value in names.items()
+                    if name not in known and not is_missing(value)
+                }
+    return unused
 
 
 def parse_role(sender: Any, role_key: str, prefix: str) -> str:
@@ -196,9 +236,9 @@ def is_trained(message: Mapping[str, Any], prefix: str) -> bool:
     return all(parse_weight(message.get(key), key, prefix, default=True) for key in WEIGHT_KEYS)
 
 
-def list_false_weights(message: Mapping[str, Any], prefix: str) -> list[str]:
-    """The keys that mask a message of another role, which changes nothing: only assistant messages
-    are trained. A wish to train such a message is not met, so it is listed as unused.
+def list_ignored_weight_keys(message: Mapping[str, Any], prefix: str) -> list[str]:
+    """The keys that mask a message of another role, which is never trained. A weight of 1 there is
+    listed as unused.
     """
     return [
         key for key in WEIGHT_KEYS if not parse_weight(message.get(key), key, prefix, default=False)
@@ -209,8 +249,8 @@ def parse_weight(value: Any, key: str, prefix: str, *, default: bool) -> bool:
     """Raises BadRow: the value is neither 0, 1, true nor false."""
     if is_missing(value):
         return default
-    if isinstance(value, str) and value.strip().lower() in ("true", "false", "0", "1"):
-        return value.strip().lower() in ("true", "1")
+    if isinstance(value, str) and value.strip().lower() in TRUTH_VALUES:
+        return TRUTH_VALUES[value.strip().lower()]
     if isinstance(value, bool | int | float) and value in (0, 1):
         return bool(value)
     raise BadRow(
@@ -251,7 +291,10 @@ def take_reasoning(
 def join_text_parts(content: Any, prefix: str = "") -> Any:
     """OpenAI's list of text parts joined into one text; any other value unchanged."""
     if isinstance(content, list) and content and all(isinstance(part, Mapping) for part in content):
-        kinds = {str(part.get("type") or "text") for part in content} - {*TEXT_PART_TYPES}
+        kinds = {
+            str(part.get("type") or ("text" if "text" in part else next(iter(part), "text")))
+            for part in content
+        } - {*TEXT_PART_TYPES}
         if kinds:
             kind = sorted(kinds)[0]
             raise BadRow(
@@ -313,17 +356,26 @@ def check_tool_calls(
                 f"message {position}: a tool call has no `function.name`",
                 group="a tool call has no `function.name`",
             )
-        arguments = function.get("arguments")
+        arguments = next(
+            (function[key] for key in ARGUMENT_KEYS if function.get(key) is not None), None
+        )
+        arguments = {} if arguments == [] else arguments  # an empty map of Arrow
         if isinstance(arguments, str):
-            arguments = normalize_value(parse_json_or_none(arguments or "{}"))
+            arguments = parse_nested(arguments or "{}")
         else:
             arguments = {} if arguments is None else remove_nulls(arguments, schemas.get(name))
-        if not isinstance(arguments, dict) or len(name) > 100:
+        if len(name) > MAX_NAME_LENGTH:
+            raise BadRow(
+                f"message {position}: the name of a tool call has more than {MAX_NAME_LENGTH} "
+                "characters",
+                group="the name of a tool call is too long",
+            )
+        if not isinstance(arguments, dict):
             raise BadRow(
                 f"message {position}: `arguments` of `{name[:40]}` are not a JSON object",
                 group="`arguments` of a tool call are not a JSON object",
             )
-        call_id = {"id": call["id"]} if isinstance(call.get("id"), str) and call["id"] else {}
+        call_id = {} if is_missing(call.get("id")) else {"id": str(call["id"])}
         checked.append(
             {**call_id, "type": "function", "function": {"name": name, "arguments": arguments}}
         )
@@ -337,6 +389,8 @@ def check_tools(tools: Any) -> tuple[dict[str, Any], ...]:
     tools = parse_nested(tools)
     if is_missing(tools):
         return ()
+    tools = [tools] if isinstance(tools, dict) else tools
+    tools = [parse_nested(tool) for tool in tools] if isinstance(tools, list) else tools
     if not isinstance(tools, list) or not all(isinstance(tool, dict) for tool in tools):
         raise BadRow("`tools` must be a list of objects")
     if not is_text:  # Arrow adds no nulls to JSON that is stored as text
@@ -357,14 +411,6 @@ def to_json_text(value: Any, field: str) -> str:
             f"`{field}` holds a value that JSON does not support ({error})",
             group=f"`{field}` holds a value that JSON does not support",
         ) from error
-
-
-def parse_json_or_none(text: str) -> Any:
-    """The parsed JSON of a text field; None if it is not JSON."""
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError):
-        return None
 
 
 def check_text(value: Any, field: str, prefix: str = "") -> str:

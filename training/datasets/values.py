@@ -17,15 +17,17 @@ MAX_DEPTH = 64  # the deepest schemas of tools have about 20 levels
 MAX_LITERAL_CHARACTERS = 1_000_000
 PLAIN_TYPES = (str, bool, int)
 LITERAL_TOKEN = re.compile(
-    r"""\s*(?:
-        (?P<string>'(?:[^'\\]|\\.)*' | "(?:[^"\\]|\\.)*")
+    r"""(?P<string>'(?:[^'\\]|\\.)*' | "(?:[^"\\]|\\.)*")
       | (?P<number>-?(?:\d+\.?\d*(?:[eE][+-]?\d+)?|inf))
       | (?P<word>None|True|False|nan)
-      | (?P<array>array\( | (?:,\s*dtype=\w+)?\s*\))
-      | (?P<sign>[\[\]{}(),:])
-    )""",
+      | (?P<open>[\[{(]|array\()
+      | (?P<close>[\]})]|,\ *dtype=\w+\))
+      | (?P<sign>[:,])""",
     re.VERBOSE | re.DOTALL,
 )
+WHITESPACE = re.compile(r"\s*")
+# What a bracket opens and closes: a tuple is a list, and NumPy's `array(...)` is what is in it
+BRACKETS = {"[": ("[", "]"), "{": ("{", "}"), "(": ("[", "]"), "array(": ("(", ")")}
 
 
 def normalize_record(record: Mapping[Any, Any]) -> dict[str, Any]:
@@ -73,34 +75,41 @@ def parse_nested(value: Any) -> Any:
 def parse_literal(text: str) -> Any:
     """The Python literal in `text`, or the text unchanged if it is none.
 
-    NumPy's repr is accepted: `array([...], dtype=object)`, and no comma between two objects. Only
+    NumPy's repr is accepted: `array([...], dtype=object)`, and no comma between two values. Only
     literals reach `ast`, so that no expression can be deep or long.
     """
-    tokens: list[str] = []
-    position, depth = 0, 0
     if len(text) > MAX_LITERAL_CHARACTERS:
         return text
+    tokens: list[str] = []
+    closing: list[str] = []
+    position, was_value = 0, False
     end = len(text.rstrip())
-    while position < end:
+    while (position := skip_whitespace(text, position)) < end:
         match = LITERAL_TOKEN.match(text, position)
         if match is None:
             return text
-        position = match.end()
-        kind, part = match.lastgroup, match[match.lastgroup or 0].strip()
-        if kind == "array":
-            part = "(" if part == "array(" else ")"
-        elif part in ("nan", "inf", "-inf"):
-            part = "None"
-        depth += (part in ("[", "{", "(")) - (part in ("]", "}", ")"))
-        if depth > MAX_DEPTH:
+        kind, position = match.lastgroup, match.end()
+        part = "None" if match[0] in ("nan", "inf", "-inf") else match[0]
+        if kind == "open":
+            part, bracket = BRACKETS[part]
+            closing.append(bracket)
+        elif kind == "close":
+            part = closing.pop() if closing else part
+        if len(closing) > MAX_DEPTH:
             return text
-        if tokens and tokens[-1] in ("}", "]") and part in ("{", "["):
+        if was_value and kind not in ("close", "sign"):
             tokens.append(",")
         tokens.append(part)
+        was_value = kind not in ("open", "sign")
     try:
         return ast.literal_eval(" ".join(tokens))
     except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
         return text
+
+
+def skip_whitespace(text: str, position: int) -> int:
+    match = WHITESPACE.match(text, position)
+    return match.end() if match else position
 
 
 def remove_nulls(value: Any, schema: Any = None) -> Any:
@@ -138,14 +147,21 @@ def remove_schema_nulls(schema: Any) -> Any:
 
 
 def allows_null(schema: Any) -> bool:
-    """Whether a JSON schema names null as a type."""
+    """Whether a JSON schema allows null, or refers to another schema that may."""
     if not isinstance(schema, Mapping):
         return False
-    types = schema.get("type")
-    choices = [*(schema.get("anyOf") or ()), *(schema.get("oneOf") or ())]
+    types, values = schema.get("type"), schema.get("enum")
+    choices = [
+        choice
+        for key in ("anyOf", "oneOf", "allOf")
+        if isinstance(listed := schema.get(key), list)
+        for choice in listed
+    ]
     return (
         types == "null"
         or (isinstance(types, list) and "null" in types)
+        or (isinstance(values, list) and None in values)
         or schema.get("nullable") is True
+        or isinstance(schema.get("$ref"), str)
         or any(allows_null(choice) for choice in choices)
     )
