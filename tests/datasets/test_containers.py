@@ -3,6 +3,7 @@
 import gzip
 import io
 import json
+import struct
 import zipfile
 
 import pyarrow
@@ -45,6 +46,32 @@ def test_a_container_is_read(tmp_path, name):
     assert [row["messages"][1]["content"] for row in read_staged(tmp_path)] == [
         f"is {i}" for i in range(6)
     ]
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"prompt": "light on", "completion": "ok", "tools": [{"name": "f"}]},
+        {"prompt": "lamp", "completion": "glow"},
+        {"question": "x?", "answer": "y", "history": [["a", "b"]]},
+    ],
+)
+def test_one_object_is_one_row(tmp_path, row):
+    report = detect_and_check(tmp_path, json.dumps(row).encode(), "a.json")
+    assert report["rows"] == 1
+
+
+def test_values_around_the_rows_are_columns_of_every_row(tmp_path):
+    content = json.dumps({"system": "Be brief.", "version": 2, "data": ROWS}).encode()
+    report = detect_and_check(tmp_path, content, "a.json")
+    assert report["unused"] == [{"name": "version", "count": 6, "part": ""}]
+    assert {row["messages"][0]["content"] for row in read_staged(tmp_path)} == {"Be brief."}
+
+
+def test_an_unknown_name_beside_splits_is_reported(tmp_path):
+    content = json.dumps({"train": ROWS[:4], "calibration": ROWS[4:]}).encode()
+    report = detect_and_check(tmp_path, content, "a.json")
+    assert (report["splits"]["train"], report["problems"]["count"]) == (4, 2)
 
 
 @pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be", "utf-32-le"])
@@ -102,6 +129,28 @@ def test_a_zip_of_a_saved_dataset_is_read_in_the_order_of_its_state(tmp_path):
     assert [row["messages"][1]["content"] for row in read_staged(tmp_path)] == [
         f"is {i}" for i in range(6)
     ]
+
+
+def test_arrow_streams_one_after_another_are_read(tmp_path):
+    content = save_arrow(ROWS[:2]) + save_arrow(ROWS[2:])
+    assert detect_and_check(tmp_path, content, "a.arrow")["rows"] == 6
+
+
+def test_an_arrow_file_whose_offsets_leave_its_buffers_is_rejected(tmp_path):
+    content = save_arrow([{"prompt": "a", "completion": "c"}, {"prompt": "b", "completion": "d"}])
+    offsets = struct.pack("<3i", 0, 1, 2)
+    assert offsets in content
+    broken = content.replace(offsets, struct.pack("<3i", 0, 1, 2**20))
+    with pytest.raises(BadFile):
+        detect(tmp_path, broken, "a.arrow")
+
+
+def test_a_readme_beside_the_data_is_not_trained(tmp_path):
+    out = io.BytesIO()
+    with zipfile.ZipFile(out, "w") as archive:
+        archive.writestr("README.md", "# Rivers")
+        archive.writestr("rivers.jsonl", "\n".join(LINES))
+    assert detect_and_check(tmp_path, out.getvalue(), "a.zip")["rows"] == 6
 
 
 def test_the_names_in_a_zip_cannot_leave_the_upload(tmp_path):

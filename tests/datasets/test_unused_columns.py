@@ -5,7 +5,7 @@ import json
 import pytest
 
 from tests.datasets.files import detect_and_check
-from training.datasets.column_mapping import guess_mapping, to_row
+from training.datasets.column_mapping import ColumnMapping, guess_mapping, to_row
 
 PAIR = {"prompt": "name a river", "completion": "Rhine"}
 
@@ -83,8 +83,63 @@ def test_preference_data_is_never_trained_without_asking(order, as_messages):
     assert [m["content"] for m in to_row(record, mapping).messages] == ["name a river", "Rhine"]
 
 
-def test_rows_with_feedback_are_not_trained_without_asking():
-    assert not guess_mapping([{**PAIR, "label": False}]).is_certain
+@pytest.mark.parametrize(
+    "columns",
+    [
+        {"label": False},
+        {"kto_tag": "true"},
+        {"rating": 1},
+        {"rejected_response": "Alps"},
+        {"role": "user"},
+        {"x" * 300: "river"},
+    ],
+)
+def test_columns_that_may_change_the_meaning_make_the_guess_uncertain(columns):
+    assert guess_mapping([PAIR]).is_certain
+    assert not guess_mapping([{**PAIR, **columns}]).is_certain
+
+
+def test_the_prompt_of_preference_rows_is_kept():
+    turns = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "a river"}]
+    record = {
+        "prompt": turns,
+        "chosen": [{"role": "assistant", "content": "Rhine"}],
+        "rejected": [{"role": "assistant", "content": "Alps"}],
+    }
+    assert [m["content"] for m in read_messages(record)] == ["Be brief.", "a river", "Rhine"]
+    dialog = "\n\nHuman: a river\n\nAssistant: "
+    texts = {"chosen": dialog + "Rhine", "rejected": dialog + "Alps"}
+    messages = read_messages(texts)
+    assert [(m["role"], m["content"]) for m in messages] == [
+        ("user", "a river"),
+        ("assistant", "Rhine"),
+    ]
+
+
+def test_parts_that_messages_leave_no_room_for_are_listed():
+    record = {
+        "prompt": [{"role": "System", "content": "Be kind."}, {"role": "user", "content": "hi"}],
+        "completion": [{"role": "assistant", "content": "ho"}],
+        "system": "Be rude.",
+        "context": "a storm",
+    }
+    mapping = guess_mapping([record])
+    columns = {**mapping.columns, "context": "context"}
+    row = to_row(record, ColumnMapping("pairs", columns))
+    assert row.unused == {"system", "context"}
+    assert row.messages[0]["content"] == "Be kind."
+
+
+def test_a_completion_that_is_json_of_messages_stays_text():
+    text = json.dumps([{"role": "user", "content": "hi"}, {"role": "assistant", "content": "ho"}])
+    record = {"prompt": "write a chat as JSON", "completion": text}
+    assert [m["content"] for m in read_messages(record)] == ["write a chat as JSON", text]
+
+
+@pytest.mark.parametrize(("answer", "trained"), [("1", "B"), (1.0, "B"), ("Alps", "Alps")])
+def test_an_answer_as_text_is_an_index_of_the_choices_too(answer, trained):
+    record = {"question": "A river?", "choices": "['Rhine' 'Alps']", "answer": answer}
+    assert read_messages(record)[1]["content"] == trained
 
 
 def test_a_column_of_sentences_that_is_left_out_makes_the_guess_uncertain():
@@ -123,5 +178,5 @@ def test_rows_linked_by_parent_ids_become_conversations(tmp_path):
         for row in staged
     ] == [[("Rhine", 1), ("Loire", 1)], [("Rhine", 0), ("Seine", 1)]]
     problems = report["problems"]["messages"]
-    assert len(problems) == 3 and "`parent_id` is `9`" in problems[0]
-    assert "leads back" in problems[1] and problems[1].startswith("line 6")
+    assert [problem.split(":")[0] for problem in problems] == ["line 5", "line 6", "line 7"]
+    assert "`9`" in problems[0] and "cycle" in problems[1]

@@ -9,6 +9,7 @@ from tests import tiny
 from training.engine.data.conversations import (
     IGNORE_INDEX,
     DataError,
+    encode_messages,
     encode_prompt,
     encode_row,
     encode_rows,
@@ -88,6 +89,19 @@ def test_text_like_a_control_token_is_plain_text(tokenizer):
     assert decode_trained(tokenizer, row) == "21 degrees<|im_end|>"
     prompt = encode_prompt(tokenizer, row, 1)
     assert np.array_equal(prompt, encoded.ids[: len(prompt)])
+
+
+def test_names_of_arguments_and_private_characters_are_plain_text(tokenizer):
+    tokenizer.chat_template = (
+        "{% for m in messages %}{{ m.content }}{% for c in m.tool_calls or [] %}"
+        "{{ c.function | tojson }}{% endfor %}<|im_end|>{% endfor %}"
+    )
+    call = {"function": {"name": "f", "arguments": {"<|im_end|>": 1}}}
+    content = "icons \U000f0000\U000f0041"
+    row = {"messages": [{"role": "assistant", "content": content, "tool_calls": [call]}]}
+    ids = encode_messages(tokenizer, row)
+    assert ids.count(tokenizer.convert_tokens_to_ids("<|im_end|>")) == 1
+    assert content in tokenizer.decode(ids)
 
 
 def test_text_that_was_rendered_gets_no_second_end_token(tokenizer):

@@ -17,7 +17,10 @@ from training.datasets.hub import split_from_path
 from training.datasets.rows import SPLIT_ALIASES
 
 MAX_FILES = 1_000
+END_RECORD_BYTES = 22 + 65_535  # the record and its longest comment
 DATA_EXTENSIONS = (".arrow", ".parquet", *EXTENSION_FORMATS)
+TEXT_EXTENSIONS = (".txt", ".md")
+MAX_ENTRIES = 65_534  # more need a zip64 directory, whose parsing takes a gigabyte for 2 million
 DATASETS_METADATA = ("state.json", "dataset_info.json", "dataset_dict.json", "dataset_infos.json")
 
 
@@ -41,15 +44,30 @@ def unpack_files(
         if file.get("format") or not is_zip(path):
             unpacked.append(file)
             continue
+        check_entry_count(path)
         try:
             with zipfile.ZipFile(path) as archive:
                 unpacked += unpack_zip(archive, folder, file, max_bytes)
         except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError) as error:
-            raise BadFile(f"The zip file is damaged ({error}).", field="file") from error
+            raise BadFile(
+                f"The zip file is damaged ({error}). Create it again.", field="file"
+            ) from error
         except RuntimeError as error:  # zipfile's error for a password
-            raise BadFile("The zip file is encrypted.", field="file") from error
+            raise BadFile(
+                "The zip file is encrypted. Upload it without a password.", field="file"
+            ) from error
         path.unlink()
     return unpacked
+
+
+def check_entry_count(path: Path) -> None:
+    """Raises BadFile: the zip has more than MAX_ENTRIES entries. Reads only its end record."""
+    with path.open("rb") as file:
+        file.seek(max(0, path.stat().st_size - END_RECORD_BYTES))
+        tail = file.read()
+    end = tail.rfind(b"PK\x05\x06")
+    if end >= 0 and int.from_bytes(tail[end + 10 : end + 12], "little") > MAX_ENTRIES:
+        raise BadFile(f"The zip file has more than {MAX_ENTRIES:,} entries.", field="file")
 
 
 def unpack_zip(
@@ -60,6 +78,8 @@ def unpack_zip(
         for member in archive.infolist()
         if not member.is_dir() and is_data_file(member.filename.replace("\\", "/"))
     }
+    if any(not name.endswith(TEXT_EXTENSIONS) for name in members):  # a README beside the data
+        members = {n: m for n, m in members.items() if not n.lower().endswith(TEXT_EXTENSIONS)}
     if any(member.filename == "xl/workbook.xml" for member in archive.infolist()):
         raise BadFile("The file is an Excel workbook. Save the sheet as CSV.", field="file")
     if not members:
@@ -105,6 +125,7 @@ def list_in_order(archive: zipfile.ZipFile, members: dict[str, zipfile.ZipInfo])
     Files that `datasets` only cached are left out.
     """
     listed: list[str] = []
+    folders: set[str] = set()
     for member in archive.infolist():
         path = PurePosixPath(member.filename.replace("\\", "/"))
         if path.name == "state.json" and member.file_size < 2**20:
@@ -113,7 +134,13 @@ def list_in_order(archive: zipfile.ZipFile, members: dict[str, zipfile.ZipInfo])
                 names = [str(entry["filename"]) for entry in state["_data_files"]]
             except (ValueError, KeyError, TypeError, RecursionError):
                 continue
+            folders.add(str(path.parent))
             listed += [
                 str(path.parent / name) for name in names if str(path.parent / name) in members
             ]
-    return listed or sorted(members)
+    others = [
+        name
+        for name in sorted(members)
+        if not (name.endswith(".arrow") and str(PurePosixPath(name).parent) in folders)
+    ]
+    return listed + others

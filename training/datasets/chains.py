@@ -13,7 +13,7 @@ from typing import Any
 
 from training.datasets.column_mapping import HISTORY_KEY, ColumnMapping
 from training.datasets.errors import BadRow
-from training.datasets.rows import is_missing
+from training.datasets.rows import check_text, is_missing
 
 MAX_TURNS = 500
 CREATE_INDEX = """
@@ -43,11 +43,15 @@ def link_rows(
             if isinstance(record, BadRow):
                 yield line, record
                 continue
-            row_id = normalize_id(record.get(id_column))
+            try:
+                row_id = normalize_id(record.get(id_column), id_column)
+                parent = normalize_id(record.get(parent_column), parent_column) or None
+            except BadRow as bad:
+                yield line, bad
+                continue
             if not row_id:
                 yield line, BadRow(f"`{id_column}` is missing")
                 continue
-            parent = normalize_id(record.get(parent_column)) or None
             values = (row_id, parent, line, json.dumps(record))
             try:
                 index.execute(
@@ -59,13 +63,14 @@ def link_rows(
         for (leaf,) in index.execute(LEAVES).fetchall():
             yield build_conversation(index, leaf, mapping)
         for (line,) in index.execute("SELECT line FROM rows WHERE NOT is_linked ORDER BY line"):
-            message = f"following `{parent_column}` leads back to the same row"
-            yield line, BadRow(message)
+            yield line, BadRow(f"is in no conversation: the `{parent_column}` values form a cycle")
 
 
-def normalize_id(value: Any) -> str:
+def normalize_id(value: Any, column: str) -> str:
     """An id as text. pandas writes integers as 3.0 if a cell of the column is empty."""
-    return "" if is_missing(value) else re.sub(r"^(\d+)\.0$", r"\1", str(value).strip())
+    if is_missing(value):
+        return ""
+    return re.sub(r"^(\d+)\.0$", r"\1", check_text(value, column).strip())
 
 
 def build_conversation(
@@ -74,31 +79,47 @@ def build_conversation(
     """The record of a leaf with its ancestors' turns under HISTORY_KEY."""
     chain: list[tuple[int, dict[str, Any], bool]] = []
     row_id: str | None = leaf
-    while row_id is not None:
+    problem: BadRow | None = None
+    while row_id is not None and problem is None:
         found = index.execute(
             "SELECT line, record, is_linked, parent FROM rows WHERE id = ?", [row_id]
         ).fetchone()
         if found is None:
-            line = chain[-1][0]
-            index.execute("UPDATE rows SET is_linked = 1 WHERE line = ?", [line])
             parent_column = mapping.columns["parent"]
-            message = f"`{parent_column}` is `{row_id[:40]}`, which is no row's id"
-            return line, BadRow(message, group=f"`{parent_column}` is no row's id")
+            message = f"`{parent_column}` of line {chain[-1][0]} is `{row_id[:40]}`, no row's id"
+            problem = BadRow(message, group=f"`{parent_column}` is no row's id")
+            break
         line, record, is_linked, parent = found
         chain.append((line, json.loads(record), bool(is_linked)))
-        index.execute("UPDATE rows SET is_linked = 1 WHERE id = ?", [row_id])
         if len(chain) > MAX_TURNS:
-            return chain[0][0], BadRow(f"the conversation has more than {MAX_TURNS} rows")
+            problem = BadRow(f"the conversation has more than {MAX_TURNS} rows")
         row_id = parent
+    index.executemany("UPDATE rows SET is_linked = 1 WHERE line = ?", [[row[0]] for row in chain])
     (line, record, _), *ancestors = chain
+    return line, problem or merge_ancestors(record, ancestors, mapping)
+
+
+def merge_ancestors(
+    record: dict[str, Any],
+    ancestors: list[tuple[int, dict[str, Any], bool]],
+    mapping: ColumnMapping,
+) -> dict[str, Any]:
+    """The record with its ancestors' turns under HISTORY_KEY, and with their other values where it
+    has none, such as the system message of the first row.
+    """
+    prompt, completion = mapping.columns["prompt"], mapping.columns["completion"]
+    own = {prompt, completion, mapping.columns["id"], mapping.columns["parent"], mapping.split}
     history: list[dict[str, Any]] = []
+    inherited: dict[str, Any] = {}
     for _, ancestor, was_trained in reversed(ancestors):
         history += [
-            {"role": "user", "content": ancestor.get(mapping.columns["prompt"])},
+            {"role": "user", "content": ancestor.get(prompt)},
             {
                 "role": "assistant",
-                "content": ancestor.get(mapping.columns["completion"]),
+                "content": ancestor.get(completion),
                 "weight": 0 if was_trained else 1,
             },
         ]
-    return line, {**record, HISTORY_KEY: history}
+        inherited |= {k: v for k, v in ancestor.items() if k not in own and not is_missing(v)}
+    values = {name: value for name, value in record.items() if not is_missing(value)}
+    return {**record, **inherited, **values, HISTORY_KEY: history}

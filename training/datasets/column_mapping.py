@@ -6,13 +6,14 @@ Every column is either used or named in `Row.unused`; the check counts these.
 
 from __future__ import annotations
 
+import re
 import string
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from training.datasets.errors import BadRow, clean_text
-from training.datasets.rendered_text import find_template, parse_rendered_text
+from training.datasets.rendered_text import CONTROL_MARKS, find_template, parse_rendered_text
 from training.datasets.rows import (
     SPLIT_ALIASES,
     Message,
@@ -20,6 +21,7 @@ from training.datasets.rows import (
     build_row,
     check_split,
     check_text,
+    get_role,
     is_message,
     is_missing,
     shorten_value,
@@ -119,15 +121,44 @@ PART_QUESTIONS = {
     "input": "Add it to the prompt?",
     "choices": "Add it to the prompt?",
 }
+# Columns that say which answers are good
+FEEDBACK_COLUMNS = frozenset(
+    (
+        "label",
+        "kto_tag",
+        "is_good",
+        "is_chosen",
+        "is_preferred",
+        "accepted",
+        "feedback",
+        "rating",
+        "score",
+        "reward",
+        "thumbs_up",
+    )
+)
+REJECTED_NAMES = re.compile(r"reject|non_?preferred|dispreferred")
+CHOSEN_NAMES = re.compile(r"^(chosen|preferred)(?!.*reject)")
+SPEAKER_COLUMNS = frozenset(("role", "from", "speaker", "author"))
 IDENTIFIER_WORDS = 3  # a column of shorter texts is a name, an id, a category or an address
 PREFERENCE_NOTE = (
     "This is preference data. Training uses the chosen answers; the rejected ones are only "
     "compared with them, to find where the answers begin."
 )
 FEEDBACK_NOTE = (
-    "`label` says which answers are good. Rows whose label is false would be trained like the "
-    "others; remove them from the file first."
+    "`{name}` seems to say which answers are good. It is not used: bad answers are trained like "
+    "the others. Remove them from the file first."
 )
+REJECTED_NOTE = (
+    "`{name}` seems to hold rejected answers, but no column holds the chosen ones. Check which "
+    "answers are trained."
+)
+SPEAKER_NOTE = "`{name}` seems to name a speaker, so each row may be one message of a conversation."
+MIXED_TEXT_NOTE = (
+    "Some texts hold marks of a chat template, such as {mark}. All of the text is used, and not "
+    "only the answers in it."
+)
+NAME_NOTE = "The column `{name}` cannot be used: its name is too long or holds control characters."
 RENDERED_NOTE = (
     "The text was rendered with a chat template ({template}). It is read as conversations, so only "
     "the answers are trained. Choose plain text to train on all of it."
@@ -203,15 +234,12 @@ def guess_mapping(sample: Sequence[Record]) -> ColumnMapping:
     """The most likely mapping, judged by the column names and their values. It is certain if the
     columns that it leaves out hold no text of several words.
     """
-    names = [
-        name
-        for name in dict.fromkeys(name for record in sample for name in record)
-        if is_valid_column_name(name)
-    ]
+    all_names = list(dict.fromkeys(name for record in sample for name in record))
+    names = [name for name in all_names if is_valid_column_name(name)]
     split = next(
         (n for n in names if n.lower() == "split" and any(is_split(r.get(n)) for r in sample)), ""
     )
-    lower = {name.lower(): name for name in reversed(names) if name != split}
+    lower = {name.strip().lower(): name for name in reversed(names) if name != split}
     mapping = (
         guess_preference(sample, lower)
         or guess_conversation(sample, names, lower)
@@ -221,17 +249,40 @@ def guess_mapping(sample: Sequence[Record]) -> ColumnMapping:
     )
     note = mapping.note
     if mapping.is_complete and not note:
-        skipped = [
-            name
-            for name in names
-            if name not in (*mapping.columns.values(), split) and has_text(sample, name)
-        ]
-        if skipped:
-            listed = ", ".join(f"`{name[:40]}`" for name in skipped[:5])
-            note = UNUSED_NOTE.format(names=listed)
+        note = find_doubt(sample, mapping, [name for name in all_names if name != split])
     return ColumnMapping(
         mapping.row_format, mapping.columns, split, mapping.is_certain and not note, note
     )
+
+
+def find_doubt(sample: Sequence[Record], mapping: ColumnMapping, names: Sequence[str]) -> str:
+    """Why a mapping may be wrong, judged by the columns that it does not use, or an empty text."""
+    used = mapping.columns.values()
+    unused = [name for name in names if name not in used and has_value(sample, name)]
+    for name in unused:
+        if note := get_doubtful_name_note(name):
+            return note.format(name=clean_text(name)[:40])
+    for name in used if mapping.row_format in ("text", "pairs", "alpaca") else ():
+        marks = (CONTROL_MARKS.search(str(record.get(name) or "")) for record in sample)
+        if mark := next(filter(None, marks), None):
+            return MIXED_TEXT_NOTE.format(mark=mark[0])
+    skipped = [f"`{name[:40]}`" for name in unused if has_text(sample, name)]
+    return UNUSED_NOTE.format(names=", ".join(skipped[:5])) if skipped else ""
+
+
+def get_doubtful_name_note(name: str) -> str:
+    """What the name of an unused column says against the mapping, or an empty text."""
+    if not is_valid_column_name(name):
+        return NAME_NOTE
+    if REJECTED_NAMES.search(name.lower()):
+        return REJECTED_NOTE
+    if name.lower() in FEEDBACK_COLUMNS:
+        return FEEDBACK_NOTE
+    return SPEAKER_NOTE if name.lower() in SPEAKER_COLUMNS else ""
+
+
+def has_value(sample: Sequence[Record], name: str) -> bool:
+    return any(not is_missing(record.get(name)) for record in sample)
 
 
 def find_part(part: str, lower: Mapping[str, str], used: Sequence[str] = ()) -> dict[str, str]:
@@ -244,9 +295,11 @@ def find_part(part: str, lower: Mapping[str, str], used: Sequence[str] = ()) -> 
 
 
 def guess_preference(sample: Sequence[Record], lower: Mapping[str, str]) -> ColumnMapping | None:
-    if not {"chosen", "rejected"} <= lower.keys():
+    rejected = next((name for name in lower if REJECTED_NAMES.search(name)), "")
+    chosen = next((name for name in lower if CHOSEN_NAMES.search(name)), "")
+    if not chosen or not rejected:
         return None
-    columns = {"chosen": lower["chosen"], "rejected": lower["rejected"]}
+    columns = {"chosen": lower[chosen], "rejected": lower[rejected]}
     columns |= find_part("prompt", lower) | find_part("system", lower)
     return ColumnMapping("preference", columns, note=PREFERENCE_NOTE)
 
@@ -277,14 +330,20 @@ def guess_conversation(
 
 def find_message_kind(sample: Sequence[Record], name: str) -> str:
     """`messages` or `sharegpt` if the column holds lists of messages, else an empty text."""
-    for record in sample:
-        turns = parse_turns(record.get(name))
-        if isinstance(turns, list) and turns and isinstance(turns[0], Mapping):
-            if "from" in turns[0] and any(key in turns[0] for key in ("value", "content")):
-                return "sharegpt"
-            if is_message(turns[0]) or name == "messages":
-                return "messages"
-    return ""
+    kinds = {
+        find_turns_kind(parse_turns(record[name]))
+        for record in sample
+        if not is_missing(record.get(name))
+    }
+    if name == "messages" and len(kinds) > 1:
+        return "messages"
+    return kinds.pop() if len(kinds) == 1 else ""
+
+
+def find_turns_kind(turns: Any) -> str:
+    if not isinstance(turns, list) or not turns or not is_message(turns[0]):
+        return ""
+    return "sharegpt" if "from" in turns[0] else "messages"
 
 
 def guess_chain(lower: Mapping[str, str]) -> ColumnMapping | None:
@@ -315,12 +374,7 @@ def guess_pair_or_text(
     system = find_part("system", lower)
     if prompt and completion:
         columns = prompt | completion | find_part("context", lower) | find_part("choices", lower)
-        label = lower.get("label", "")
-        has_feedback = label not in columns.values() and any(
-            isinstance(record.get(label), bool) for record in sample
-        )
-        note = FEEDBACK_NOTE if has_feedback else ""
-        return ColumnMapping("pairs", columns | system | find_part("tools", lower), note=note)
+        return ColumnMapping("pairs", columns | system | find_part("tools", lower))
     text_columns = [name for name in names if any(isinstance(r.get(name), str) for r in sample)]
     if len(text_columns) == 1 or (not completion and "text" in lower and text_columns):
         return guess_text(sample, lower.get("text") or text_columns[0])
@@ -341,12 +395,11 @@ def guess_text(sample: Sequence[Record], column: str) -> ColumnMapping:
     """Plain text, or text that was rendered with a well-known chat template."""
     texts = [record[column] for record in sample if isinstance(record.get(column), str)]
     templates = [find_template(text) for text in texts]
-    template = next((template for template in templates if template), None)
-    if template is None:
+    if not templates or not all(templates):
         return ColumnMapping("text", {"text": column})
-    note = RENDERED_NOTE.format(template=template.name)
-    row_format = "rendered" if all(templates) else "text"
-    return ColumnMapping(row_format, {"text": column}, note=note)
+    names = dict.fromkeys(template.name for template in templates if template)
+    note = RENDERED_NOTE.format(template=", ".join(names))
+    return ColumnMapping("rendered", {"text": column}, note=note)
 
 
 def is_split(value: Any) -> bool:
@@ -384,7 +437,8 @@ def parse_turns(value: Any) -> Any:
     if isinstance(value, Mapping):
         columns = {key: inner for key, inner in value.items() if isinstance(inner, list)}
         lengths = {len(inner) for inner in columns.values()}
-        if ({"role", "from"} & columns.keys()) and len(lengths) == 1:
+        is_complete = len(columns) == len(value)  # else a value would be lost
+        if is_complete and ({"role", "from"} & columns.keys()) and len(lengths) == 1:
             return [
                 dict(zip(columns, values, strict=True))
                 for values in zip(*columns.values(), strict=True)
@@ -400,7 +454,8 @@ def to_row(record: Record, mapping: ColumnMapping) -> Row:
     """
     split = check_split(record.get(mapping.split)) if mapping.split else ""
     row = ROW_BUILDERS[mapping.row_format](record, mapping.columns, split)
-    used = {*mapping.columns.values(), mapping.split, HISTORY_KEY}
+    used = {name for name in (*mapping.columns.values(), mapping.split) if name}
+    used |= {HISTORY_KEY} if mapping.row_format == "chain" else set()
     return row.with_unused(
         *(name for name, value in record.items() if name not in used and not is_missing(value))
     )
@@ -410,21 +465,35 @@ def build_conversation_row(record: Record, columns: dict[str, str], split: str) 
     """OpenAI messages or ShareGPT turns, with a system message from a column of its own."""
     column = columns.get("messages") or columns["conversations"]
     check_present(record, column)
-    messages = parse_turns(record[column])
+    return build_with_system(record, columns, parse_turns(record[column]), split, field=column)
+
+
+def build_with_system(
+    record: Record,
+    columns: dict[str, str],
+    messages: Any,
+    split: str,
+    *,
+    field: str = "messages",
+) -> Row:
+    """The row of the messages, with the tools and the system message from columns of their own. A
+    system message among the messages comes first; then the column is not used.
+    """
     system_column = columns.get("system", "")
     system = get_optional_text(record, system_column)
     unused: list[str] = []
     if system.strip() and isinstance(messages, list):
-        if messages and is_system(messages[0]):
+        if messages and get_role(messages[0]) == "system":
             unused = [system_column]
         else:
             messages = [{"role": "system", "content": system}, *messages]
-    tools = record.get(columns.get("tools", ""))
-    return build_row(messages, tools, field=column, split=split).with_unused(*unused)
+    row = build_row(messages, get_value(record, columns, "tools"), field=field, split=split)
+    return row.with_unused(*unused)
 
 
-def is_system(message: Any) -> bool:
-    return isinstance(message, Mapping) and "system" in (message.get("role"), message.get("from"))
+def get_value(record: Record, columns: Mapping[str, str], part: str) -> Any:
+    """The value of a part's column, or None if the part has no column."""
+    return record.get(columns[part]) if part in columns else None
 
 
 def build_alpaca_row(record: Record, columns: dict[str, str], split: str) -> Row:
@@ -443,28 +512,59 @@ def build_pair_row(record: Record, columns: dict[str, str], split: str) -> Row:
     """A prompt and its completion: texts, or lists of messages (TRL's conversational format), of
     which only the completion's are trained.
     """
-    prompt_column, completion_column = columns["prompt"], columns["completion"]
     prompt, completion = (
-        parse_messages(record, prompt_column),
-        parse_messages(record, completion_column),
+        parse_messages(record, columns[part]) for part in ("prompt", "completion")
     )
-    if prompt is not None or completion is not None:
-        question = prompt or [{"role": "user", "content": get_required_text(record, prompt_column)}]
+    are_texts = all(isinstance(record.get(columns[p]), str) for p in ("prompt", "completion"))
+    # A text that happens to be JSON of messages is a text, unless both of them are.
+    if (prompt and completion) or ((prompt or completion) and not are_texts):
+        question = prompt or [build_user_message(record, columns["prompt"])]
         answer = completion or [
-            {"role": "assistant", "content": get_required_text(record, completion_column)}
+            {"role": "assistant", "content": get_required_text(record, columns["completion"])}
         ]
-        return add_system(record, columns, [*mask_messages(question), *answer], split)
-    text = get_required_text(record, prompt_column)
+        row = build_with_system(record, columns, [*mask_messages(question), *answer], split)
+        return row.with_unused(*list_present(record, columns, ("context", "choices", "history")))
+    text = get_required_text(record, columns["prompt"])
     context = get_optional_text(record, columns.get("context", ""))
     text = f"{context}\n\n{text}" if context.strip() else text
-    choices = parse_choices(record.get(columns.get("choices", "")), columns.get("choices", ""))
-    answer_text = get_required_text(record, completion_column)
+    answer_text = get_required_text(record, columns["completion"])
+    choices = parse_choices(get_value(record, columns, "choices"), columns.get("choices", ""))
     if choices:
         text += "\n" + "".join(f"\n{label}. {choice}" for label, choice in choices)
-        index = record.get(completion_column)
-        if isinstance(index, int) and 0 <= index < len(choices):
-            answer_text = choices[index][0]
+        answer_text = find_choice(choices, answer_text, columns["completion"])
     return build_pair(record, columns, text, answer_text, split)
+
+
+def build_user_message(record: Record, column: str) -> Message:
+    return {"role": "user", "content": get_required_text(record, column)}
+
+
+def list_present(record: Record, columns: Mapping[str, str], parts: Sequence[str]) -> list[str]:
+    """The columns of these parts that have a value."""
+    return [
+        columns[part]
+        for part in parts
+        if part in columns and not is_missing(record.get(columns[part]))
+    ]
+
+
+def find_choice(choices: list[tuple[str, str]], answer: str, column: str) -> str:
+    """The answer to a multiple choice: a label or text as it is, and an index as its label.
+
+    Raises:
+        BadRow: an index that no choice has.
+    """
+    if answer in {text for choice in choices for text in choice}:
+        return answer
+    index = re.fullmatch(r"(\d{1,3})(?:\.0)?", answer.strip())
+    if index is None:
+        return answer
+    if int(index[1]) >= len(choices):
+        raise BadRow(
+            f"`{column}` is {answer}, but there are {len(choices)} choices (from 0)",
+            group=f"`{column}` is no index of a choice",
+        )
+    return choices[int(index[1])][0]
 
 
 def parse_messages(record: Record, column: str) -> list[Message] | None:
@@ -490,12 +590,11 @@ def parse_choices(value: Any, column: str) -> list[tuple[str, str]]:
     if is_missing(value):
         return []
     if isinstance(value, Mapping) and isinstance(value.get("text"), list):
-        labels = value.get("label")
-        labels = labels if isinstance(labels, list) else string.ascii_uppercase
-        value = [
-            {"label": label, "text": text}
-            for label, text in zip(labels, value["text"], strict=False)
-        ]
+        texts, labels = value["text"], value.get("label")
+        labels = labels if isinstance(labels, list) else list(string.ascii_uppercase[: len(texts)])
+        if len(labels) != len(texts):
+            raise BadRow(f"`{column}` has {len(texts)} texts and {len(labels)} labels")
+        value = [{"label": label, "text": text} for label, text in zip(labels, texts, strict=True)]
     if isinstance(value, Mapping):
         value = [{"label": label, "text": text} for label, text in value.items()]
     if not isinstance(value, list) or len(value) > len(string.ascii_uppercase):
@@ -517,14 +616,7 @@ def build_pair(
         {"role": "user", "content": prompt},
         {"role": "assistant", "content": completion},
     ]
-    return add_system(record, columns, messages, split)
-
-
-def add_system(record: Record, columns: dict[str, str], messages: list[Message], split: str) -> Row:
-    system = get_optional_text(record, columns.get("system", ""))
-    if system.strip() and not is_system(messages[0]):
-        messages = [{"role": "system", "content": system}, *messages]
-    return build_row(messages, record.get(columns.get("tools", "")), split=split)
+    return build_with_system(record, columns, messages, split)
 
 
 def parse_history(record: Record, column: str) -> list[Message]:
@@ -554,30 +646,36 @@ def build_preference_row(record: Record, columns: dict[str, str], split: str) ->
     """The prompt and the chosen answer. Messages that chosen and rejected share are the prompt and
     are not trained.
     """
-    chosen, rejected = (
-        parse_messages(record, columns.get(part, "")) for part in ("chosen", "rejected")
+    chosen, rejected, prompt = (
+        parse_dialog(record, columns.get(part, "")) for part in ("chosen", "rejected", "prompt")
     )
-    prompt_column = columns.get("prompt", "")
-    prompt = parse_messages(record, prompt_column)
     if chosen is None:
-        answer = get_required_text(record, columns["chosen"])
-        question = prompt or [
-            {"role": "user", "content": get_required_text(record, prompt_column or "prompt")}
-        ]
-        messages = [*mask_messages(question), {"role": "assistant", "content": answer}]
-        return add_system(record, columns, messages, split)
+        answer = {"role": "assistant", "content": get_required_text(record, columns["chosen"])}
+        question = prompt or [build_user_message(record, columns.get("prompt", "prompt"))]
+        return build_with_system(record, columns, [*mask_messages(question), answer], split)
     shared = 0
     for first, second in zip(chosen, rejected or (), strict=False):
         if first != second:
             break
         shared += 1
     messages = [*mask_messages(chosen[:shared]), *chosen[shared:]]
-    if not any(turn.get("role", turn.get("from")) in ("user", "human") for turn in chosen):
-        question = prompt or [
-            {"role": "user", "content": get_required_text(record, prompt_column or "prompt")}
-        ]
-        messages = [*mask_messages(question), *messages]
-    return add_system(record, columns, messages, split)
+    if prompt and chosen[: len(prompt)] != prompt:
+        return build_with_system(record, columns, [*mask_messages(prompt), *messages], split)
+    if not prompt and get_role(chosen[0]) == "assistant":
+        question = [build_user_message(record, columns.get("prompt", "prompt"))]
+        return build_with_system(record, columns, [*mask_messages(question), *messages], split)
+    row = build_with_system(record, columns, messages, split)
+    text = record.get(columns.get("prompt", ""))
+    is_repeated = prompt or any(text == message["content"] for message in row.messages)
+    return row if is_repeated else row.with_unused(*list_present(record, columns, ("prompt",)))
+
+
+def parse_dialog(record: Record, column: str) -> list[Message] | None:
+    """A list of messages, or a text such as HH-RLHF's, which begins with `Human:`."""
+    messages, text = parse_messages(record, column), record.get(column)
+    if messages is None and isinstance(text, str) and find_template(text) is not None:
+        return parse_rendered_text(text, column)
+    return messages
 
 
 def build_rendered_row(record: Record, columns: dict[str, str], split: str) -> Row:

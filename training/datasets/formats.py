@@ -54,7 +54,7 @@ MAGIC_BYTES = (
     (b"BZh", "a bzip2 file"),
     (b"\xfd7zXZ", "an xz file"),
     (b"\x28\xb5\x2f\xfd", "a Zstandard file"),
-    (b"\x80\x04", "a Python pickle"),
+    *((bytes((0x80, protocol)), "a Python pickle") for protocol in range(2, 6)),
 )
 EXCEL_SEPARATOR = re.compile("sep=(.)\r?\n")  # the first line that Excel writes
 

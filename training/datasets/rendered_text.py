@@ -21,7 +21,10 @@ class RenderedTemplate:
 
 
 TEMPLATES = (
-    RenderedTemplate("ChatML", re.compile(r"<\|im_start\|>(\w+)\n"), ("<|im_end|>",)),
+    RenderedTemplate("Human and Assistant", re.compile(r"(?:\A|\n\n)(Human|Assistant):\s?"), ()),
+    RenderedTemplate(
+        "ChatML", re.compile(r"<\|im_start\|>(\w+)(?:<\|im_sep\|>|\r?\n)"), ("<|im_end|>",)
+    ),
     RenderedTemplate(
         "Llama 3",
         re.compile(r"<\|start_header_id\|>(\w+)<\|end_header_id\|>\s*"),
@@ -32,11 +35,6 @@ TEMPLATES = (
     ),
     RenderedTemplate("Gemma", re.compile(r"<start_of_turn>(\w+)\n"), ("<end_of_turn>", "<eos>")),
     RenderedTemplate("Gemma 4", re.compile(r"<\|turn>(\w+)\n"), ("<turn|>", "<eos>")),
-    RenderedTemplate(
-        "gpt-oss",
-        re.compile(r"<\|start\|>(\w+)(?:<\|channel\|>\w+)?<\|message\|>"),
-        ("<|end|>", "<|return|>", "<|call|>"),
-    ),
     RenderedTemplate(
         "Granite",
         re.compile(r"<\|start_of_role\|>(\w+)<\|end_of_role\|>"),
@@ -59,7 +57,7 @@ TEMPLATES = (
         ("<\uff5cend\u2581of\u2581sentence\uff5c>",),
     ),
 )
-ROLES = {
+TEMPLATE_ROLES = {
     "[inst]": "user",
     "[/inst]": "assistant",
     "model": "assistant",
@@ -69,6 +67,11 @@ ROLES = {
     "function": "tool",
     "environment": "tool",
 }
+UNMARKED_SYSTEM = ("DeepSeek",)
+TOOL_MARKS = re.compile(
+    r"\[/?(?:TOOL_RESULTS|TOOL_CALLS|AVAILABLE_TOOLS|SYSTEM_PROMPT)\]|<\|observation\|>"
+    r"|<\uff5ctool[^\uff5c]*\uff5c>"
+)
 BEGINNINGS = re.compile(
     r"(?:<\|begin_of_text\|>|<bos>|<s>|<\uff5cbegin\u2581of\u2581sentence\uff5c>|<BOS_TOKEN>|\s)*"
 )
@@ -81,22 +84,25 @@ CONTROL_MARKS = re.compile(
 
 
 def find_template(text: str) -> RenderedTemplate | None:
-    """The well-known template that the text was rendered with, if any."""
-    if "<" not in text and "[INST]" not in text:
-        return None
-    return next(
-        (
-            template
-            for template in TEMPLATES
-            if "assistant" in {get_role(match) for match in template.opening.finditer(text)}
-        ),
-        None,
-    )
+    """The well-known template that the text was rendered with, if any. The text begins with a turn
+    or, for templates that render it without marks, with the system message.
+    """
+    start = BEGINNINGS.match(text)
+    for template in TEMPLATES:
+        first = template.opening.search(text)
+        if first is None or not start:
+            continue
+        has_system_text = template.name in UNMARKED_SYSTEM
+        if (first.start() <= start.end() or has_system_text) and any(
+            get_role(match) == "assistant" for match in template.opening.finditer(text)
+        ):
+            return template
+    return None
 
 
 def get_role(match: re.Match[str]) -> str:
     role = match[1].lower()
-    return ROLES.get(role, role)
+    return TEMPLATE_ROLES.get(role, role)
 
 
 def parse_rendered_text(text: str, field: str) -> list[dict[str, Any]]:
@@ -119,14 +125,18 @@ def parse_rendered_text(text: str, field: str) -> list[dict[str, Any]]:
     for opening, end in zip(openings, ends, strict=True):
         content = text[opening.end() : end]
         for ending in template.endings:
-            content = content.split(ending)[0]
+            content, _, rest = content.partition(ending)
+            if rest.strip() and not BEGINNINGS.fullmatch(rest):
+                raise BadRow(f"`{field}` has text after {ending} that belongs to no turn")
         if "[/INST]" in text:
-            content = content.removesuffix("<s>").strip()
+            content = content.removesuffix("<s>").strip(" \n")
         role = get_role(opening)
         system = SYSTEM_BLOCK.match(content) if role == "user" and not messages else None
         if system:
             messages.append({"role": "system", "content": system[1]})
             content = content[system.end() :]
+        if mark := TOOL_MARKS.search(content):
+            raise BadRow(f"`{field}` holds {mark[0]}, which cannot be read back into messages")
         messages.append({"role": role, "content": content})
     if messages[-1]["role"] == "assistant" and not messages[-1]["content"].strip():
         messages.pop()  # a generation prompt

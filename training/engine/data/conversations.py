@@ -38,9 +38,8 @@ DEFAULT_TEMPLATE = (
 
 # Where a chat template may read the reasoning of a message, the usual name first
 REASONING_KEYS = ("reasoning_content", "thinking", "reasoning")
-# Unicode's private characters that stand for ASCII in `mark_control_tokens`
-PRIVATE_START = 0xF0000
-PRIVATE_CHARACTERS = re.compile(f"[{chr(PRIVATE_START)}-{chr(PRIVATE_START + 127)}]")
+# A private character of Unicode in place of a control token's first character
+MARK = chr(0xF0000)
 
 Message = dict[str, Any]
 Row = dict[str, Any]
@@ -180,9 +179,9 @@ def mark_control_tokens(tokenizer: Any, row: Row) -> Row:
 
     def mark_text(value: Any) -> Any:
         if isinstance(value, str):
-            return pattern.sub(lambda match: to_private(match[0][0]) + match[0][1:], value)
+            return pattern.sub(lambda match: MARK + match[0][1:], value)
         if isinstance(value, dict):
-            return {key: mark_text(inner) for key, inner in value.items()}
+            return {mark_text(key): mark_text(inner) for key, inner in value.items()}
         return [mark_text(inner) for inner in value] if isinstance(value, list) else value
 
     marked: Row = mark_text(row)
@@ -207,17 +206,16 @@ def has_control_tokens(tokenizer: Any, text: str) -> bool:
     return bool(tokens) and compile_alternatives(tokens).search(text) is not None
 
 
-def to_private(character: str) -> str:
-    """A private character of Unicode that stands for an ASCII character."""
-    return chr(PRIVATE_START + ord(character)) if character.isascii() else character
-
-
 def tokenize_rendered(tokenizer: Any, text: str) -> tuple[list[int], list[int]]:
     """Token ids of a rendered text, and the character at which each token starts. The text is
     tokenized in one piece, or in pieces that end inside the control tokens of the content.
     """
-    cuts = [match.end() for match in PRIVATE_CHARACTERS.finditer(text)]
-    text = PRIVATE_CHARACTERS.sub(lambda match: chr(ord(match[0]) - PRIVATE_START), text)
+    cuts: list[int] = []
+    if MARK in text:
+        endings = {MARK + token[1:]: token for token in list_control_tokens(tokenizer)}
+        pattern = compile_alternatives(tuple(endings))
+        cuts = [match.start() + 1 for match in pattern.finditer(text)]
+        text = pattern.sub(lambda match: endings[match[0]], text)
     ids: list[int] = []
     starts: list[int] = []
     for start, end in pairwise([0, *cuts, len(text)]):
@@ -316,6 +314,9 @@ def encode_row(
     row = mark_control_tokens(tokenizer, row)
     if train_on_prompt:
         text, spans = render_messages(tokenizer, row), [(0, 2**62)]
+        if ends_with_answer(row):
+            check_tool_calls(row["messages"][-1], text, len(row["messages"]) - 1)
+            check_reasoning(row["messages"][-1], text, len(row["messages"]) - 1)
     else:
         text, spans = find_assistant_spans(tokenizer, row)
     token_ids, token_starts = tokenize_rendered(tokenizer, text)
@@ -342,7 +343,9 @@ def encode_text(tokenizer: Any, text: str) -> list[int]:
     bos_ids = get_bos_ids(tokenizer)
     if ids[:1] != bos_ids:
         ids = bos_ids + ids
-    is_ended = text.rstrip().endswith(list_control_tokens(tokenizer))
+    others = (tokenizer.unk_token, tokenizer.bos_token)
+    endings = tuple(token for token in list_control_tokens(tokenizer) if token not in others)
+    is_ended = text.rstrip().endswith(endings)
     if tokenizer.eos_token_id is not None and not is_ended:
         ids.append(tokenizer.eos_token_id)
     return ids

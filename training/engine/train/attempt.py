@@ -34,7 +34,7 @@ PASSING_ERRNOS = frozenset(
 DEVICE_ERROR = re.compile(r"\b(CUDA|cuDNN|CUDNN|cuBLAS|CUBLAS|NCCL|HIP)\b|nvidia|NVML")
 # CUDA's checks of indices: a token or position that the model does not have
 DEVICE_ASSERT = "device-side assert"
-OUT_OF_INDICES = "index out of range"
+OUT_OF_INDICES = "index out of range in self"
 HOST_OUT_OF_MEMORY = ("DefaultCPUAllocator", "Cannot allocate memory", "std::bad_alloc")
 
 
