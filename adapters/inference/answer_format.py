@@ -1,4 +1,4 @@
-"""How a model writes thoughts and tool calls, taken from its chat template, and how they are read
+"""How a model writes reasoning and tool calls, taken from its chat template, and how they are read
 from an answer. No torch here.
 """
 
@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 from uuid import uuid4
 
-# Closing tags of thoughts: </think>, [/THINK], </seed:think>, <|END_THINKING|>, and the like
+# Closing tags of reasoning: </think>, [/THINK], </seed:think>, <|END_THINKING|>, and the like
 THINK_END_PATTERN = re.compile(
     r"</(?:\w+:)?(?:think\w*|reason\w*|thought\w*)>|\[/THINK\]|<\|END_THINKING\|>|◁/think▷"
 )
@@ -64,12 +64,12 @@ class CallFormat:
 class AnswerFormat:
     """What to look for in the answer to one request.
 
-    `think_tags` are the opening and closing tag of thoughts, or None. `prefix` is the start of the
-    answer that the prompt already ends with.
+    `reasoning_tags` are the opening and closing tag of reasoning, or None. `prefix` is the start of
+    the answer that the prompt already ends with.
     """
 
-    think_tags: tuple[str, str] | None = None
-    is_thinking: bool = False  # the prompt has opened the thoughts
+    reasoning_tags: tuple[str, str] | None = None
+    is_reasoning: bool = False  # the prompt has opened the reasoning
     calls: CallFormat | None = None
     tools: tuple[dict[str, Any], ...] = ()
     prefix: str = ""
@@ -80,7 +80,7 @@ class AnswerFormat:
         """The texts that must not be dropped as special tokens."""
         call_marks = [self.calls.before_name, self.calls.closing] if self.calls else []
         middle = [self.calls.before_arguments] if self.calls else []
-        return [*(self.think_tags or ()), *call_marks, *middle]
+        return [*(self.reasoning_tags or ()), *call_marks, *middle]
 
 
 @dataclass
@@ -92,8 +92,8 @@ class ParsedAnswer:
     calls: list[ToolCall] = field(default_factory=list)
 
 
-def find_think_tags(template: str) -> tuple[str, str] | None:
-    """The tags around thoughts in a chat template."""
+def find_reasoning_tags(template: str) -> tuple[str, str] | None:
+    """The tags around reasoning in a chat template."""
     match = THINK_END_PATTERN.search(template)
     if match is None:
         return None
@@ -101,13 +101,13 @@ def find_think_tags(template: str) -> tuple[str, str] | None:
     return closing.replace("/", "").replace("END_", "START_"), closing
 
 
-def is_thinking_open(prompt: str, tags: tuple[str, str]) -> bool:
-    """Whether the prompt ends with an opening tag, so that the answer starts with thoughts."""
+def is_reasoning_open(prompt: str, tags: tuple[str, str]) -> bool:
+    """Whether the prompt ends with an opening tag, so that the answer starts with reasoning."""
     return prompt.rstrip().endswith(tags[0])
 
 
 def find_call_format(
-    render: RenderMessages, think_tags: tuple[str, str] | None
+    render: RenderMessages, reasoning_tags: tuple[str, str] | None
 ) -> CallFormat | None:
     """How the chat template writes a tool call, found by rendering one. None if it drops calls.
 
@@ -121,11 +121,11 @@ def find_call_format(
     plain = render([question, {"role": "assistant", "content": PROBE_VALUE}], [PROBE_TOOL])
     full = render([question, answer], [PROBE_TOOL])
     before, _, turn_end = plain.rpartition(PROBE_VALUE)
-    if think_tags and think_tags[1] in before:
-        before = before.rpartition(think_tags[0])[0]
+    if reasoning_tags and reasoning_tags[1] in before:
+        before = before.rpartition(reasoning_tags[0])[0]
     text = full[count_equal_characters(before, full) :]
-    if think_tags and think_tags[1] in text:
-        text = text.partition(think_tags[1])[2].lstrip()
+    if reasoning_tags and reasoning_tags[1] in text:
+        text = text.partition(reasoning_tags[1])[2].lstrip()
     text = text.removesuffix(turn_end)
     name_start, key_start = text.find(PROBE_NAME), text.find(PROBE_KEY)
     if name_start < 0 or key_start < name_start:
@@ -158,7 +158,7 @@ def count_equal_characters(text: str, other: str) -> int:
 
 
 def parse_answer(text: str, answer_format: AnswerFormat, *, is_final: bool) -> ParsedAnswer:
-    """Split an answer into thoughts, text and tool calls. Text that may become a mark or a call is
+    """Split an answer into reasoning, text and tool calls. Text that may become a mark or a call is
     left out until the answer `is_final`; what is no call then is text.
     """
     reasoning, rest = split_reasoning(text, answer_format, is_final=is_final)
@@ -169,20 +169,20 @@ def parse_answer(text: str, answer_format: AnswerFormat, *, is_final: bool) -> P
 
 
 def split_reasoning(text: str, answer_format: AnswerFormat, *, is_final: bool) -> tuple[str, str]:
-    """The thoughts at the start of an answer, and the rest."""
-    if answer_format.think_tags is None:
+    """The reasoning at the start of an answer, and the rest."""
+    if answer_format.reasoning_tags is None:
         return "", text
-    opening, closing = answer_format.think_tags
+    opening, closing = answer_format.reasoning_tags
     stripped = text.lstrip()
-    if not stripped.startswith(opening) and not answer_format.is_thinking:
+    if not stripped.startswith(opening) and not answer_format.is_reasoning:
         may_open = not is_final and opening.startswith(stripped)
         return "", "" if may_open else text
     if not is_final and opening.startswith(stripped):
         return "", ""
-    thoughts, tag, rest = stripped.removeprefix(opening).partition(closing)
+    reasoning, tag, rest = stripped.removeprefix(opening).partition(closing)
     if tag or is_final:
-        return thoughts.strip(), rest.lstrip()
-    return hold_back(thoughts, (closing,)).strip(), ""
+        return reasoning.strip(), rest.lstrip()
+    return hold_back(reasoning, (closing,)).strip(), ""
 
 
 def split_calls(

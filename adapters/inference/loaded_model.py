@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from adapters.inference.answer_format import CallFormat, find_call_format, find_think_tags
+from adapters.inference.answer_format import CallFormat, find_call_format, find_reasoning_tags
 from adapters.inference.multi_lora import RowAdapters, patch_lora_layers
 from adapters.inference.types import AdapterRef, BaseRef
 from training.engine.data.conversations import (
@@ -70,9 +70,9 @@ class LoadedModel:
         self.is_broken = False  # loading an adapter failed half-way, so the layers are undefined
 
     @cached_property
-    def think_tags(self) -> tuple[str, str] | None:
-        """The tags around thoughts in the model's chat template."""
-        return find_think_tags(self.tokenizer.get_chat_template())
+    def reasoning_tags(self) -> tuple[str, str] | None:
+        """The tags around reasoning in the model's chat template."""
+        return find_reasoning_tags(self.tokenizer.get_chat_template())
 
     @cached_property
     def call_format(self) -> CallFormat | None:
@@ -82,7 +82,7 @@ class LoadedModel:
             return render_messages(self.tokenizer, {"messages": messages, "tools": tools})
 
         try:
-            return find_call_format(render, self.think_tags)
+            return find_call_format(render, self.reasoning_tags)
         except DataError:
             return None
 

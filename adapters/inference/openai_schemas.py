@@ -361,7 +361,7 @@ class ResponseBuilder:
         return self.build_chunk(index, {"role": "assistant", "content": ""}, None)
 
     def build_event_chunk(self, index: int, event: StreamEvent) -> dict[str, Any]:
-        """A chunk with the new text, thoughts or tool call."""
+        """A chunk with the new text, reasoning or tool call."""
         if "tool_call" in event:
             calls = [{"index": event["index"], **event["tool_call"]}]
             return self.build_chunk(index, {"tool_calls": calls}, None)

@@ -8,7 +8,7 @@ from adapters.inference.answer_format import (
     AnswerFormat,
     CallFormat,
     hold_back,
-    is_thinking_open,
+    is_reasoning_open,
     parse_answer,
 )
 from adapters.inference.batch import ActiveSequence
@@ -71,16 +71,16 @@ def build_answer_format(
         InvalidRequest: the chat template drops tools or tool calls.
     """
     check_calls_rendered(request.messages, rendered)
-    tags = loaded_model.think_tags
-    is_thinking = tags is not None and is_thinking_open(rendered, tags)
+    tags = loaded_model.reasoning_tags
+    is_reasoning = tags is not None and is_reasoning_open(rendered, tags)
     calls = get_call_format(loaded_model, request.tools, rendered) if request.tools else None
     prefix = ""
     if calls and request.forced_tool is not None:
         prefix = calls.get_prefix(request.forced_tool)
-        prefix = f"\n{tags[1]}\n\n{prefix}" if tags and is_thinking else prefix
+        prefix = f"\n{tags[1]}\n\n{prefix}" if tags and is_reasoning else prefix
     return AnswerFormat(
-        think_tags=tags,
-        is_thinking=is_thinking,
+        reasoning_tags=tags,
+        is_reasoning=is_reasoning,
         calls=calls,
         tools=tuple(request.tools),
         prefix=prefix,
@@ -137,7 +137,7 @@ def resolve_max_tokens(
 
 
 def get_dropped_ids(loaded_model: LoadedModel, answer_format: AnswerFormat) -> frozenset[int]:
-    """The special tokens that are left out of the text: all but those that mark thoughts and tool
+    """The special tokens that are left out of the text: all but those that mark reasoning and tool
     calls.
     """
     marks = "".join(answer_format.marks)
@@ -147,7 +147,8 @@ def get_dropped_ids(loaded_model: LoadedModel, answer_format: AnswerFormat) -> f
 
 
 def send_text(loaded_model: LoadedModel, sequence: ActiveSequence, *, is_final: bool) -> bool:
-    """Send the new text, thoughts and tool calls. Returns True if a stop sequence ended the answer.
+    """Send the new text, reasoning and tool calls. Returns True if a stop sequence ended the
+    answer.
 
     Text at the end that may become a stop sequence, a mark or a tool call is sent later.
     """

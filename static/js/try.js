@@ -42,7 +42,7 @@ async function* readEvents(response) {
 async function streamAnswer(column, settings, signal) {
   const speed = column.element.querySelector("[data-speed]");
   const text = addMessage(column, "assistant", "");
-  let thoughts = "";
+  let reasoning = "";
   let answerText = "";
   speed.textContent = "waiting…";
   try {
@@ -64,11 +64,11 @@ async function streamAnswer(column, settings, signal) {
     for await (const event of readEvents(response)) {
       if (event.error) throw new Error(event.error.message);
       if (event.snapml?.status) speed.textContent = `${event.snapml.status}…`;
-      const { content, reasoning_content: thought } = event.choices?.[0]?.delta ?? {};
-      if (content || thought) {
-        thoughts += thought ?? "";
+      const { content, reasoning_content: newReasoning } = event.choices?.[0]?.delta ?? {};
+      if (content || newReasoning) {
+        reasoning += newReasoning ?? "";
         answerText += content ?? "";
-        text.textContent = thoughts ? `Thoughts: ${thoughts}\n\n${answerText}` : answerText;
+        text.textContent = reasoning ? `Reasoning: ${reasoning}\n\n${answerText}` : answerText;
         speed.textContent = "answering…";
       }
       if (event.usage)

@@ -1,4 +1,4 @@
-"""Thoughts and tool calls are read from answers in the form that the chat template writes."""
+"""Reasoning and tool calls are read from answers in the form that the chat template writes."""
 
 import json
 
@@ -7,7 +7,7 @@ import pytest
 from adapters.inference.answer_format import (
     AnswerFormat,
     find_call_format,
-    find_think_tags,
+    find_reasoning_tags,
     parse_answer,
 )
 from tests import tiny
@@ -76,7 +76,7 @@ def make_format(template, **more):
     def render(messages, tools):
         return render_messages(tokenizer, {"messages": messages, "tools": tools})
 
-    tags = find_think_tags(template)
+    tags = find_reasoning_tags(template)
     return AnswerFormat(tags, calls=find_call_format(render, tags), tools=TOOLS, **more)
 
 
@@ -191,7 +191,7 @@ def test_a_template_that_drops_tool_calls_has_no_form():
 
 
 @pytest.mark.parametrize(
-    ("text", "is_thinking", "reasoning", "content"),
+    ("text", "is_reasoning", "reasoning", "content"),
     [
         ("<think>\nIt is dark.\n</think>\n\nOn.", False, "It is dark.", "On."),
         ("It is dark.\n</think>\n\nOn.", True, "It is dark.", "On."),
@@ -201,8 +201,8 @@ def test_a_template_that_drops_tool_calls_has_no_form():
         ("still thinking", True, "still thinking", ""),
     ],
 )
-def test_thoughts_are_split_at_the_templates_tags(text, is_thinking, reasoning, content):
-    answer = stream_answer(text, make_format(QWEN, is_thinking=is_thinking))
+def test_thoughts_are_split_at_the_templates_tags(text, is_reasoning, reasoning, content):
+    answer = stream_answer(text, make_format(QWEN, is_reasoning=is_reasoning))
     assert (answer.reasoning, answer.content) == (reasoning, content)
 
 
@@ -220,7 +220,7 @@ def test_thoughts_are_split_at_the_templates_tags(text, is_thinking, reasoning, 
     ],
 )
 def test_the_tags_of_thoughts_are_those_of_the_template(template, tags):
-    assert find_think_tags(template) == tags
+    assert find_reasoning_tags(template) == tags
 
 
 def test_thoughts_before_a_call_are_no_text():

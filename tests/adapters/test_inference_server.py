@@ -304,7 +304,7 @@ TOOL_TEMPLATE = (
     '{"name": "{{ c.function.name }}", "arguments": {{ c.function.arguments | tojson }}}\n'
     "</tool_call>{%- endfor %}<|im_end|>\n{%- endfor %}"
     "{%- if add_generation_prompt %}<|im_start|>assistant\n{%- endif %}"
-    "{#- thoughts: <think></think> #}"
+    "{#- reasoning: <think></think> #}"
 )
 
 
@@ -353,8 +353,8 @@ def test_a_stream_has_the_same_fields(scripted):
     chunks = list(ask(answer, tools=[tool], stream=True))
     choices = [choice for chunk in chunks for choice in chunk.choices]
     assert "".join(choice.delta.content or "" for choice in choices) == "I do."
-    thoughts = (getattr(choice.delta, "reasoning_content", None) or "" for choice in choices)
-    assert "".join(thoughts) == "Hot."
+    reasoning = (getattr(choice.delta, "reasoning_content", None) or "" for choice in choices)
+    assert "".join(reasoning) == "Hot."
     calls = [call for choice in choices for call in choice.delta.tool_calls or ()]
     assert [call.index for call in calls] == [0, 1]
     assert json.loads(calls[1].function.arguments) == {"level": 3}

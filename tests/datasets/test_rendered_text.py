@@ -54,7 +54,7 @@ def test_text_like_control_tokens_in_messages_is_reported():
         {"role": "assistant", "content": "the end"},
     )
     insights.add_row("line 3", Row(messages), "")
-    assert insights.to_dict()["control_marks"] == {
+    assert insights.to_dict()["special_tokens"] == {
         "count": 1,
         "examples": [{"location": "line 3", "description": "<|im_end|>"}],
     }

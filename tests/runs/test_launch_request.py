@@ -252,7 +252,7 @@ def test_plain_text_with_control_tokens_is_reported_before_a_run(
     request = LaunchRequest(user=alice, base_model=strict_model, data=data, settings=tiny.SETTINGS)
     with pytest.raises(WarningsNotAccepted) as refused:
         launch_runs(request)
-    assert any("control tokens" in warning for warning in refused.value.warnings)
+    assert any("special tokens" in warning for warning in refused.value.warnings)
 
 
 @pytest.mark.parametrize(

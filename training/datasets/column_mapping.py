@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from training.datasets.errors import BadRow, clean_text
-from training.datasets.rendered_text import CONTROL_MARKS, find_template, parse_rendered_text
+from training.datasets.rendered_text import SPECIAL_TOKENS, find_template, parse_rendered_text
 from training.datasets.rows import (
     SPLIT_ALIASES,
     Message,
@@ -263,7 +263,7 @@ def find_doubt(sample: Sequence[Record], mapping: ColumnMapping, names: Sequence
         if note := get_doubtful_name_note(name):
             return note.format(name=clean_text(name)[:40])
     for name in used if mapping.row_format in ("text", "pairs", "alpaca") else ():
-        marks = (CONTROL_MARKS.search(str(record.get(name) or "")) for record in sample)
+        marks = (SPECIAL_TOKENS.search(str(record.get(name) or "")) for record in sample)
         if mark := next(filter(None, marks), None):
             return MIXED_TEXT_NOTE.format(mark=mark[0])
     skipped = [f"`{name[:40]}`" for name in unused if has_text(sample, name)]

@@ -9,7 +9,7 @@ import re
 from collections import Counter
 from typing import Any
 
-from training.datasets.rendered_text import CONTROL_MARKS
+from training.datasets.rendered_text import SPECIAL_TOKENS
 from training.datasets.rows import Row
 
 MAX_LABELS = 50  # more distinct answers are not labels
@@ -84,7 +84,7 @@ class Insights:
         self.labels: Counter[str] | None = Counter()
         self.secrets: list[dict[str, Any]] = []
         self.addresses: list[dict[str, Any]] = []
-        self.control_marks: list[dict[str, Any]] = []
+        self.special_tokens: list[dict[str, Any]] = []
         self.counts: Counter[str] = Counter()
         self.longest: list[tuple[int, int, str]] = []
         self.shortest: list[tuple[int, int, str]] = []
@@ -98,8 +98,8 @@ class Insights:
         row_json = row.to_json()[:MAX_SCANNED_CHARACTERS]  # includes system prompts and tools
         for kind in self.find_secrets(row_json):
             self.record_finding(self.secrets, "secrets", location, kind)
-        if mark := CONTROL_MARKS.search(row_json):
-            self.record_finding(self.control_marks, "control_marks", location, mark[0])
+        if mark := SPECIAL_TOKENS.search(row_json):
+            self.record_finding(self.special_tokens, "special_tokens", location, mark[0])
         if "@" in row_json:
             for address in EMAIL_PATTERN.findall(row_json):
                 if is_private(address):
@@ -155,9 +155,9 @@ class Insights:
             ],
             "secrets": {"count": self.counts["secrets"], "examples": self.secrets},
             "addresses": {"count": self.counts["addresses"], "examples": self.addresses},
-            "control_marks": {
-                "count": self.counts["control_marks"],
-                "examples": self.control_marks,
+            "special_tokens": {
+                "count": self.counts["special_tokens"],
+                "examples": self.special_tokens,
             },
             "longest": [
                 {"location": location, "characters": size}

@@ -76,8 +76,8 @@ BEGINNINGS = re.compile(
     r"(?:<\|begin_of_text\|>|<bos>|<s>|<\uff5cbegin\u2581of\u2581sentence\uff5c>|<BOS_TOKEN>|\s)*"
 )
 SYSTEM_BLOCK = re.compile(r"\s*<<SYS>>\n?(.*?)\n?<</SYS>>\s*", re.DOTALL)
-# Texts that a tokenizer may read as control tokens
-CONTROL_MARKS = re.compile(
+# Texts that a tokenizer may read as special tokens
+SPECIAL_TOKENS = re.compile(
     r"<\|[A-Za-z_][\w ]{0,40}\|>|<\uff5c[^\uff5c\s]{1,40}\uff5c>|</?s>|<(?:start|end)_of_turn>"
     r"|<(?:bos|eos|pad|unk)>|\[/?INST\]|<\|turn>|<turn\|>"
 )

@@ -275,15 +275,15 @@ def take_reasoning(
             reasoning = text
             used.add(key)
     if not reasoning and isinstance(content, list):
-        thoughts = [
+        parts = [
             part["thinking"]
             for part in content
             if isinstance(part, Mapping)
             and part.get("type") == "thinking"
             and isinstance(part.get("thinking"), str)
         ]
-        if thoughts:
-            reasoning = check_text("".join(thoughts), "thinking", prefix)
+        if parts:
+            reasoning = check_text("".join(parts), "thinking", prefix)
             content = [part for part in content if part.get("type") != "thinking"] or None
     return reasoning if reasoning.strip() else "", content
 

@@ -38,7 +38,7 @@ DEFAULT_TEMPLATE = (
 
 # Where a chat template may read the reasoning of a message, the usual name first
 REASONING_KEYS = ("reasoning_content", "thinking", "reasoning")
-# A private character of Unicode in place of a control token's first character
+# A private character of Unicode in place of a special token's first character
 MARK = chr(0xF0000)
 
 Message = dict[str, Any]
@@ -157,22 +157,22 @@ def encode_prompt(tokenizer: Any, row: Row, message_count: int | None = None) ->
     """Token ids of the first `message_count` messages (all if None) and the opening of the
     assistant turn that follows.
     """
-    row = mark_control_tokens(tokenizer, row)
+    row = escape_special_tokens(tokenizer, row)
     text = render_messages(tokenizer, row, message_count=message_count, add_generation_prompt=True)
     return tokenize_rendered(tokenizer, text)[0]
 
 
 def encode_messages(tokenizer: Any, row: Row) -> list[int]:
     """Token ids of the complete conversation."""
-    row = mark_control_tokens(tokenizer, row)
+    row = escape_special_tokens(tokenizer, row)
     return tokenize_rendered(tokenizer, render_messages(tokenizer, row))[0]
 
 
-def mark_control_tokens(tokenizer: Any, row: Row) -> Row:
-    """The row with the first character of every control token in its content replaced by a private
-    character, so that `tokenize_rendered` does not read the text of a user as a control token.
+def escape_special_tokens(tokenizer: Any, row: Row) -> Row:
+    """The row with the first character of every special token in its content replaced by a private
+    character, so that `tokenize_rendered` does not read the text of a user as a special token.
     """
-    tokens = list_control_tokens(tokenizer)
+    tokens = list_special_tokens(tokenizer)
     if not tokens:
         return row
     pattern = compile_alternatives(tokens)
@@ -188,7 +188,7 @@ def mark_control_tokens(tokenizer: Any, row: Row) -> Row:
     return marked
 
 
-def list_control_tokens(tokenizer: Any) -> tuple[str, ...]:
+def list_special_tokens(tokenizer: Any) -> tuple[str, ...]:
     """The special tokens of a tokenizer, the longest first."""
     added = (token.content for token in tokenizer.added_tokens_decoder.values() if token.special)
     tokens = {token for token in (*tokenizer.all_special_tokens, *added) if token.strip()}
@@ -200,19 +200,19 @@ def compile_alternatives(texts: tuple[str, ...]) -> re.Pattern[str]:
     return re.compile("|".join(re.escape(text) for text in texts))
 
 
-def has_control_tokens(tokenizer: Any, text: str) -> bool:
+def has_special_tokens(tokenizer: Any, text: str) -> bool:
     """Whether a text holds a special token of the tokenizer, as rendered conversations do."""
-    tokens = list_control_tokens(tokenizer) if text else ()
+    tokens = list_special_tokens(tokenizer) if text else ()
     return bool(tokens) and compile_alternatives(tokens).search(text) is not None
 
 
 def tokenize_rendered(tokenizer: Any, text: str) -> tuple[list[int], list[int]]:
     """Token ids of a rendered text, and the character at which each token starts. The text is
-    tokenized in one piece, or in pieces that end inside the control tokens of the content.
+    tokenized in one piece, or in pieces that end inside the special tokens of the content.
     """
     cuts: list[int] = []
     if MARK in text:
-        endings = {MARK + token[1:]: token for token in list_control_tokens(tokenizer)}
+        endings = {MARK + token[1:]: token for token in list_special_tokens(tokenizer)}
         pattern = compile_alternatives(tuple(endings))
         cuts = [match.start() + 1 for match in pattern.finditer(text)]
         text = pattern.sub(lambda match: endings[match[0]], text)
@@ -311,7 +311,7 @@ def encode_row(
             ids[:max_length].copy(),
             truncated_tokens=max(0, len(ids) - max_length),
         )
-    row = mark_control_tokens(tokenizer, row)
+    row = escape_special_tokens(tokenizer, row)
     if train_on_prompt:
         text, spans = render_messages(tokenizer, row), [(0, 2**62)]
         if ends_with_answer(row):
@@ -344,7 +344,7 @@ def encode_text(tokenizer: Any, text: str) -> list[int]:
     if ids[:1] != bos_ids:
         ids = bos_ids + ids
     others = (tokenizer.unk_token, tokenizer.bos_token)
-    endings = tuple(token for token in list_control_tokens(tokenizer) if token not in others)
+    endings = tuple(token for token in list_special_tokens(tokenizer) if token not in others)
     is_ended = text.rstrip().endswith(endings)
     if tokenizer.eos_token_id is not None and not is_ended:
         ids.append(tokenizer.eos_token_id)

@@ -25,7 +25,7 @@ from training.engine.data.conversations import (
     EncodedRow,
     encode_row,
     ensure_chat_template,
-    has_control_tokens,
+    has_special_tokens,
     load_tokenizer,
 )
 from training.errors import UserError
@@ -92,18 +92,18 @@ def measure_lengths(tokenizer: Any, request: dict[str, Any]) -> dict[str, Any]:
 
     The arrays are `total` tokens, `trained` tokens, the position of the `first` trained token, and
     the trained tokens within each of `lengths` (`trained_512`). A row that the template cannot
-    render counts as empty; the response has the number of such rows and the first fault. `rendered`
-    counts rows of plain text that hold control tokens of this model.
+    render counts as empty; the response has the number of such rows and the first fault.
+    `special_token_rows` counts rows of plain text that hold special tokens of this model.
     """
     count, max_rows = request["count"], request["max_rows"]
     stride = -(-count // max_rows)
     names = ("total", "trained", "first", *(f"trained_{length}" for length in request["lengths"]))
     lengths: dict[str, list[int]] = {name: [] for name in names}
-    fault, invalid_count, rendered_count = "", 0, 0
+    fault, invalid_count, special_token_count = "", 0, 0
     with Path(request["file"]).open(encoding="utf-8") as file:
         for line in islice(file, 0, None, stride):
             data_row = json.loads(line)
-            rendered_count += has_control_tokens(tokenizer, data_row.get("text", ""))
+            special_token_count += has_special_tokens(tokenizer, data_row.get("text", ""))
             try:
                 row = encode_row(
                     tokenizer,
@@ -135,7 +135,7 @@ def measure_lengths(tokenizer: Any, request: dict[str, Any]) -> dict[str, Any]:
         "read": len(lengths["total"]),
         "fault": fault,
         "invalid": invalid_count,
-        "rendered": rendered_count,
+        "special_token_rows": special_token_count,
     }
 
 

@@ -25,7 +25,7 @@ from training.engine.tuning.tune import emit_tuned_event, run_tuning
 
 ReturnT = TypeVar("ReturnT")
 # Errors of a device or a network folder that may be gone at the next start
-PASSING_ERRNOS = frozenset(
+TRANSIENT_ERRNOS = frozenset(
     {
         *(errno.EIO, errno.EAGAIN, errno.EBUSY, errno.EINTR, errno.ESTALE, errno.ETIMEDOUT),
         *(errno.EMFILE, errno.ENFILE, errno.ENODEV, errno.ENXIO, errno.ECONNRESET, errno.EPIPE),
@@ -46,13 +46,13 @@ def is_out_of_memory(error: Exception) -> bool:
     )
 
 
-def may_pass(error: Exception) -> bool:
+def is_transient(error: Exception) -> bool:
     """Whether a new start may succeed: an error of a device or of the system, but not of the code,
     the model or the data, which are the same again.
     """
     if isinstance(error, RuntimeError):
         return DEVICE_ERROR.search(str(error)) is not None and DEVICE_ASSERT not in str(error)
-    return get_errno(error) in PASSING_ERRNOS
+    return get_errno(error) in TRANSIENT_ERRNOS
 
 
 def format_cause(error: Exception, moment: str) -> str:
@@ -177,7 +177,7 @@ class Attempt:
         if is_out_of_memory(error):
             return Outcome.OUT_OF_MEMORY, f"Out of memory at step {step} while {self.phase}."
         message = format_cause(error, f"while {self.phase} at step {step}")
-        if may_pass(error):
+        if is_transient(error):
             return Outcome.CRASHED, message
         return Outcome.FAULT, f"{message} A retry would fail in the same way."
 

@@ -364,13 +364,13 @@ class Scheduler(PlacementState):
             or now + waiting_run.seconds <= reservation.available_at < math.inf
         ):
             return True
-        ending_jobs = [
+        ending_runs = [
             running
             for running in self.runs_on[reservation.device_id]
             if running.expected_end <= reservation.available_at
         ]
         return head.memory is not None and self.can_fit(
-            waiting_run, reservation.device_id, without=ending_jobs, reserved_bytes=head.memory
+            waiting_run, reservation.device_id, without=ending_runs, reserved_bytes=head.memory
         )
 
     def get_sort_key(self, waiting_run: WaitingRun) -> tuple[float, ...]:

@@ -170,12 +170,12 @@ def get_context_warnings(config: RunConfig, model: BaseModel) -> list[str]:
 
 def get_length_warnings(truncation: dict[str, Any], config: RunConfig) -> list[str]:
     warnings, measured_rows = [], truncation["measured_rows"]
-    if truncation["rendered"]:
+    if truncation["special_token_rows"]:
         warnings.append(
-            f"{truncation['rendered']:,} of {measured_rows:,} rows of plain text hold control "
-            "tokens of this model, as text that was rendered with a chat template does. All of it "
-            "is trained, also the prompts. To train only the answers, edit the column mapping of "
-            "the data."
+            f"{truncation['special_token_rows']:,} of {measured_rows:,} rows of plain text hold "
+            "special tokens of this model, as text that was rendered with a chat template does. "
+            "All of it is trained, also the prompts. To train only the answers, edit the column "
+            "mapping of the data."
         )
     invalid_rows = truncation["invalid"]
     if invalid_rows and config.skip_invalid_rows:

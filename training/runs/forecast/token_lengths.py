@@ -65,7 +65,7 @@ class TokenLengths:
     template: str
     fault: str
     invalid_rows: int = 0  # rows that the chat template rejects
-    rendered_rows: int = 0  # rows of plain text that hold control tokens of the model
+    special_token_rows: int = 0  # rows of plain text that hold special tokens of the model
 
     @property
     def measured_rows(self) -> int:
@@ -148,7 +148,7 @@ def get_cached_lengths(
     metadata = json.loads(metadata_path.read_text())
     with np.load(path) as arrays:
         trained_by_length = {length: arrays[f"trained_{length}"] for length in LENGTH_CHOICES}
-        names = ("rows", "template", "fault", "invalid", "rendered")
+        names = ("rows", "template", "fault", "invalid", "special_token_rows")
         metadata_fields = [metadata[name] for name in names]
         return TokenLengths(
             arrays["total"], arrays["trained"], arrays["first"], trained_by_length, *metadata_fields
@@ -195,7 +195,7 @@ def get_lengths(
         failed.write_text(error.message)
         raise
     metadata = {"rows": rows} | {
-        name: response[name] for name in ("template", "fault", "invalid", "rendered")
+        name: response[name] for name in ("template", "fault", "invalid", "special_token_rows")
     }
     write_atomically(path.with_suffix(".json"), json.dumps(metadata))
     lengths = get_cached_lengths(version, model, train_on_prompt=train_on_prompt, split=split)
@@ -241,7 +241,7 @@ def get_truncation_stats(lengths: TokenLengths, max_length: int) -> dict[str, An
         "template": lengths.template,
         "fault": lengths.fault,
         "invalid": lengths.invalid_rows,
-        "rendered": lengths.rendered_rows,
+        "special_token_rows": lengths.special_token_rows,
     }
 
 

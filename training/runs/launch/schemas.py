@@ -105,7 +105,7 @@ class LengthsOut(Schema):
     template: str
     fault: str
     invalid: int
-    rendered: int
+    special_token_rows: int
     histogram: dict[str, list[int]]
 
 
