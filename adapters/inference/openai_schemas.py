@@ -4,6 +4,7 @@ sentence and the name of the field.
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Collection
 from pathlib import Path
@@ -97,8 +98,10 @@ def parse_requests(body: Any, location: dict[str, Any], *, chat: bool) -> list[G
         InvalidField: a field is wrong or not supported.
     """
     check_fields(body, CHAT_FIELDS if chat else COMPLETION_FIELDS)
-    max_tokens = body.get("max_completion_tokens")
-    max_tokens = body.get("max_tokens") if max_tokens is None else max_tokens
+    limit_name = (
+        "max_tokens" if body.get("max_completion_tokens") is None else "max_completion_tokens"
+    )
+    max_tokens = body.get(limit_name)
     common: dict[str, Any] = {
         "base": BaseRef(
             Path(location["base"]),
@@ -110,7 +113,7 @@ def parse_requests(body: Any, location: dict[str, Any], *, chat: bool) -> list[G
         else None,
         "max_tokens": None
         if max_tokens is None
-        else parse_integer(max_tokens, "max_tokens", 1, 1_000_000),
+        else parse_integer(max_tokens, limit_name, 1, 1_000_000),
         "temperature": parse_number(body.get("temperature"), "temperature", 0.0, 2.0, default=1.0),
         "top_p": parse_number(body.get("top_p"), "top_p", 0.0, 1.0, default=1.0),
         "seed": None
@@ -141,10 +144,17 @@ def check_fields(body: dict[str, Any], supported: Collection[str]) -> None:
         if value is None or name in supported or name in IGNORED_FIELDS:
             continue
         is_neutral = value in NEUTRAL_VALUES.get(name, ())
-        # With prompt_logprobs the conversation is complete; vLLM has to be told
+        # With prompt_logprobs the conversation is complete; vLLM needs add_generation_prompt false
         is_neutral |= name == "add_generation_prompt" and body.get("prompt_logprobs") is not None
-        if not is_neutral:
-            raise InvalidField(f"{name[:80]} is not supported. Leave it out.", name[:80])
+        if is_neutral:
+            continue
+        accepted = NEUTRAL_VALUES.get(name)
+        problem = (
+            f"must be {json.dumps(accepted[0])}; other values are not supported."
+            if accepted
+            else "is not supported. Leave it out."
+        )
+        raise InvalidField(f"{name[:80]} {problem}", name[:80])
     for name in ("stream", "parallel_tool_calls"):
         if body.get(name) is not None and not isinstance(body[name], bool):
             raise InvalidField(f"{name} must be true or false.", name)
@@ -319,7 +329,7 @@ def parse_number(
     if value is None and default is not None:
         return default
     if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
-        raise InvalidField(f"{name} must be a number from {low:g} to {high:g}.", name)
+        raise InvalidField(f"{name} must be a number from {low:,.15g} to {high:,.15g}.", name)
     return value
 
 

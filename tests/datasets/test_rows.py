@@ -197,7 +197,7 @@ def test_the_system_column_becomes_the_first_message():
             PAIRS,
             "expected train, valid or test",
         ),
-        ({"prompt": "\ud800", "completion": "b"}, PAIRS, "half a character"),
+        ({"prompt": "\ud800", "completion": "b"}, PAIRS, "half of a surrogate pair"),
         (
             {"conversations": [{"from": "alien", "value": "x"}]},
             SHAREGPT,

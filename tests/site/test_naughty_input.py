@@ -352,6 +352,8 @@ ROWS = [
     *("null", "1", "[]", "NaN", '"x"', "{}"),
     *('{"prompt": 1e999, "completion": -Infinity}', '{"prompt": "\\ud800", "completion": "x"}'),
     *('{"prompt": "a\\u0000", "completion": "' + "9" * 5000 + '"}'),
+    '{"prompt": "a", "completion": "b", "\\ud800": 1, "\\u0000": 2}',
+    '{"prompt": "a", "completion": "c", "deep": ' + "[" * 900 + "]" * 900 + "}",
     *(json.dumps({"prompt": text, "completion": text, text: 1}) for text in STORABLE),
 ]
 FILES = {

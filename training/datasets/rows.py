@@ -437,8 +437,7 @@ def check_text(value: Any, field: str, prefix: str = "") -> str:
         problem = f"is not UTF-8 at character {position}; save the file as UTF-8"
         group = "is not UTF-8"
     else:
-        problem = "holds half a character (a lone surrogate such as \\ud800)"
-        group = "holds half a character"
+        problem = group = "holds half of a surrogate pair (such as \\ud800)"
     raise BadRow(f"{prefix}`{field}` {problem}", group=f"`{field}` {group}")
 
 

@@ -19,7 +19,7 @@ from django.db import transaction
 
 from training.child_process import read_messages, run_child, write_params
 from training.datasets.build import BuildOptions
-from training.datasets.column_mapping import ColumnMapping
+from training.datasets.column_mapping import ColumnMapping, is_valid_column_name
 from training.datasets.errors import BadFile
 from training.datasets.formats import DELIMITERS, UNITS, Format
 from training.datasets.hub import check_hub_id
@@ -195,15 +195,9 @@ def load_sample(upload: Upload) -> list[tuple[int, dict[str, Any] | None, str]]:
 
 
 def list_column_names(upload: Upload) -> list[str]:
-    """The column names of the sample, in order of appearance."""
-    return list(
-        dict.fromkeys(
-            str(name)
-            for _, record, _ in load_sample(upload)
-            if record is not None
-            for name in record
-        )
-    )
+    """The column names of the sample that can be chosen, in order of appearance."""
+    names = (name for _, record, _ in load_sample(upload) if record is not None for name in record)
+    return [name for name in dict.fromkeys(names) if is_valid_column_name(name)]
 
 
 def set_mapping(upload: Upload, values: Mapping[str, Any]) -> Upload:
