@@ -33,6 +33,7 @@ FILES = {
         {key: {str(i): row[key] for i, row in enumerate(ROWS)} for key in ROWS[0]}
     ),
     "JSON in a text file.txt": "\n".join(LINES),
+    "indented JSON in a text file.txt": json.dumps(ROWS, indent=2),
     "carriage returns.jsonl": "\r".join(LINES),
     "carriage returns.csv": CSV.replace("\n", "\r"),
     "the separator of Excel.csv": "sep=;\r\n" + CSV.replace(",", ";"),
@@ -151,6 +152,26 @@ def test_a_readme_beside_the_data_is_not_trained(tmp_path):
         archive.writestr("README.md", "# Rivers")
         archive.writestr("rivers.jsonl", "\n".join(LINES))
     assert detect_and_check(tmp_path, out.getvalue(), "a.zip")["rows"] == 6
+
+
+@pytest.mark.parametrize(("name", "is_certain"), [("a.txt", True), ("a", True), ("a.yaml", False)])
+def test_a_file_of_unknown_kind_is_plain_text_only_after_asking(tmp_path, name, is_certain):
+    content = b"rivers: many\n\nlakes: few\n"
+    assert detect(tmp_path, content, name)["mapping"]["is_certain"] is is_certain
+
+
+def test_times_that_python_has_not_are_read_as_text(tmp_path):
+    table = pyarrow.table(
+        {
+            "prompt": ["when?", "and then?"],
+            "completion": pyarrow.array([1, 2], pyarrow.timestamp("ns")),
+            "day": pyarrow.array([2**30, 1], pyarrow.date32()),
+        }
+    )
+    out = io.BytesIO()
+    with pyarrow.ipc.new_stream(out, table.schema) as writer:
+        writer.write_table(table)
+    assert detect_and_check(tmp_path, out.getvalue(), "a.arrow")["rows"] == 2
 
 
 def test_the_names_in_a_zip_cannot_leave_the_upload(tmp_path):

@@ -108,7 +108,7 @@ PART_ALIASES: dict[str, tuple[str, ...]] = {
     "system": ("system", "system_prompt", "system_message"),
     "tools": ("tools", "functions"),
     "id": ("id", "row_id", "message_id"),
-    "parent": ("parent_id", "parent"),
+    "parent": ("parent_id",),
     "chosen": ("chosen",),
     "rejected": ("rejected",),
 }

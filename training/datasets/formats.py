@@ -177,7 +177,7 @@ def detect_text_format(head: str, name: str, **options: Any) -> Format:
     extension_format = EXTENSION_FORMATS.get(Path(name).suffix, "")
     json_kind = detect_json_kind(head)
     is_json_name = extension_format in ("json", "jsonl")
-    if json_kind and (is_json_name or not extension_format or is_json_line(head)):
+    if json_kind and (is_json_name or not extension_format or begins_with_json_row(head)):
         return Format(json_kind, **options)
     if extension_format == "csv" or (not extension_format and detect_delimiter(head, name)):
         return Format("csv", delimiter=detect_delimiter(head, name) or ",", **options)
@@ -186,9 +186,16 @@ def detect_text_format(head: str, name: str, **options: Any) -> Format:
     return Format("text", **options)
 
 
-def is_json_line(head: str) -> bool:
-    """Whether the first line is a JSON object or array, whatever the file is called."""
-    return isinstance(parse_line(head.strip().split("\n", 1)[0]), dict | list)
+def begins_with_json_row(head: str) -> bool:
+    """Whether a text begins with a JSON object, or an array of objects or arrays, whatever the file
+    is called.
+    """
+    try:
+        value, _ = json.JSONDecoder().raw_decode(head.lstrip())
+    except (ValueError, RecursionError):
+        return False
+    first = value[0] if isinstance(value, list) and value else value
+    return bool(value) and isinstance(first, dict | list)
 
 
 def parse_line(line: str) -> Any:

@@ -13,6 +13,7 @@ import resource
 import sys
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from training.datasets.build import BuildOptions, build_version
 from training.datasets.check import Source, check_sources
 from training.datasets.column_mapping import ColumnMapping, guess_mapping
 from training.datasets.errors import BadFile, BadRow
-from training.datasets.formats import Format, detect_format
+from training.datasets.formats import EXTENSION_FORMATS, Format, detect_format
 from training.datasets.records import iter_records
 from training.errors import UserError
 
@@ -35,6 +36,7 @@ LIMITS = {
     "fetch": (4 * 2**30, 3600),
 }
 SAMPLE_RECORDS = 200
+TEXT_NOTE = "The file is read as plain text, but its name does not say that it is."
 SAMPLE_BYTES = 512 * 2**10
 SAMPLE_READ_BYTES = 16 * 2**20
 HEARTBEAT_INTERVAL = 5.0
@@ -70,8 +72,15 @@ def run_detect(folder: Path, params: dict[str, Any]) -> None:
     if not any(records):
         raise BadFile(describe_unreadable(sample, Format(**files[0]["format"])), field="file")
     mapping = guess_mapping(records)
+    if files[0]["format"]["kind"] == "text" and not is_text_name(files[0]["name"]):
+        mapping = replace(mapping, is_certain=False, note=TEXT_NOTE)
     (folder / "sample.json").write_text(json.dumps(sample))
     emit_message(detected={"files": files, "mapping": mapping.to_dict()})
+
+
+def is_text_name(name: str) -> bool:
+    suffix = Path(name.lower().removesuffix(".gz")).suffix
+    return not suffix or EXTENSION_FORMATS.get(suffix) == "text"
 
 
 def detect_file(folder: Path, file: dict[str, Any]) -> Format:
