@@ -1,4 +1,4 @@
-"""The gate for text and numbers from outside: API and page requests, `/v1/`, YAML, uploaded JSON.
+"""Checks the text and numbers from outside: API and page requests, `/v1/`, YAML, uploaded JSON.
 
 Python parses more than databases, browsers and other JSON parsers accept. What passes here can be
 stored, sent and displayed everywhere. Does not import Django.

@@ -13,12 +13,12 @@ from training.datasets.column_mapping import (
     ROW_FORMAT_PARTS,
     ROW_FORMATS,
     ColumnMapping,
-    guess_mapping,
-    to_row,
 )
 from training.datasets.errors import BadFile, BadRow
 from training.datasets.formats import detect_format
+from training.datasets.mapping_guess import guess_mapping
 from training.datasets.records import iter_records
+from training.datasets.row_builders import to_row
 from training.datasets.rows import Row
 
 values = st.recursive(

@@ -2,8 +2,9 @@
 
 import pytest
 
-from training.datasets.column_mapping import guess_mapping, to_row
 from training.datasets.insights import Insights
+from training.datasets.mapping_guess import guess_mapping
+from training.datasets.row_builders import to_row
 from training.datasets.rows import Row
 
 TEXTS = {

@@ -4,8 +4,10 @@ import json
 
 import pytest
 
-from training.datasets.column_mapping import ColumnMapping, guess_mapping, to_row
+from training.datasets.column_mapping import ColumnMapping
 from training.datasets.errors import BadRow
+from training.datasets.mapping_guess import guess_mapping
+from training.datasets.row_builders import to_row
 
 ANSWER = {"role": "assistant", "content": "b"}
 MESSAGES = ColumnMapping("messages", {"messages": "messages", "tools": "tools"}, "split")

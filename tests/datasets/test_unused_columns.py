@@ -5,7 +5,9 @@ import json
 import pytest
 
 from tests.datasets.files import detect_and_check
-from training.datasets.column_mapping import ColumnMapping, guess_mapping, to_row
+from training.datasets.column_mapping import ColumnMapping
+from training.datasets.mapping_guess import guess_mapping
+from training.datasets.row_builders import to_row
 
 PAIR = {"prompt": "name a river", "completion": "Rhine"}
 

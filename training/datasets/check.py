@@ -17,12 +17,14 @@ from typing import Any
 import numpy as np
 
 from training.datasets.chains import link_rows
-from training.datasets.column_mapping import ColumnMapping, suggest_part, to_row
+from training.datasets.column_mapping import ColumnMapping
 from training.datasets.errors import BadRow, clean_text
 from training.datasets.formats import Format
 from training.datasets.insights import Insights
 from training.datasets.json_items import build_row_too_large
+from training.datasets.mapping_guess import suggest_part
 from training.datasets.records import iter_records
+from training.datasets.row_builders import to_row
 from training.datasets.rows import MAX_ROW_BYTES, Row
 from training.datasets.similar import Signatures, find_repeats, hash_text, normalize_text
 from training.errors import TooLarge

@@ -21,9 +21,10 @@ from training.child_process import emit_message, main, read_params
 from training.datasets.archives import unpack_files
 from training.datasets.build import BuildOptions, build_version
 from training.datasets.check import Source, check_sources
-from training.datasets.column_mapping import ColumnMapping, guess_mapping
+from training.datasets.column_mapping import ColumnMapping
 from training.datasets.errors import BadFile, BadRow
 from training.datasets.formats import EXTENSION_FORMATS, Format, detect_format
+from training.datasets.mapping_guess import guess_mapping
 from training.datasets.records import iter_records
 from training.errors import UserError
 

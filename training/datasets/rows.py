@@ -104,6 +104,21 @@ def get_role(message: Any) -> str:
     return ROLE_ALIASES.get(str(sender).strip().lower(), "")
 
 
+def parse_turns(value: Any) -> Any:
+    """A list of messages. Older versions of `datasets` store it as an object of lists."""
+    value = parse_nested(value)
+    if isinstance(value, Mapping):
+        columns = {key: inner for key, inner in value.items() if isinstance(inner, list)}
+        lengths = {len(inner) for inner in columns.values()}
+        is_complete = len(columns) == len(value)  # else a value would be lost
+        if is_complete and ({"role", "from"} & columns.keys()) and len(lengths) == 1:
+            return [
+                dict(zip(columns, values, strict=True))
+                for values in zip(*columns.values(), strict=True)
+            ]
+    return value
+
+
 def is_missing(value: Any) -> bool:
     return value is None or (isinstance(value, str | list | dict) and not value)
 

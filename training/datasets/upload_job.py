@@ -24,8 +24,9 @@ from training.child_process import (
 )
 from training.datasets.build import BuildOptions, build_version
 from training.datasets.check import Source, check_sources
-from training.datasets.column_mapping import ColumnMapping, guess_mapping
+from training.datasets.column_mapping import ColumnMapping
 from training.datasets.formats import Format
+from training.datasets.mapping_guess import guess_mapping
 from training.datasets.models import Dataset, DatasetVersion, Upload, UploadState
 from training.datasets.program import read_sample
 from training.datasets.uploads import (

@@ -1,0 +1,266 @@
+"""Guesses the column mapping of a file from a sample of its records, by the names of the columns
+and by their values. A guess that may be wrong is not certain, and its note says why.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from training.datasets.column_mapping import (
+    PART_ALIASES,
+    PART_QUESTIONS,
+    ROW_FORMAT_PARTS,
+    ColumnMapping,
+    Record,
+    is_valid_column_name,
+)
+from training.datasets.errors import clean_text
+from training.datasets.rendered_text import SPECIAL_TOKENS, find_template
+from training.datasets.rows import SPLIT_ALIASES, is_message, is_missing, parse_turns
+
+# Columns that say which answers are good
+FEEDBACK_COLUMNS = frozenset(
+    (
+        "label",
+        "kto_tag",
+        "is_good",
+        "is_chosen",
+        "is_preferred",
+        "accepted",
+        "feedback",
+        "rating",
+        "score",
+        "reward",
+        "thumbs_up",
+    )
+)
+REJECTED_NAMES = re.compile(r"reject|non_?preferred|dispreferred")
+CHOSEN_NAMES = re.compile(r"^(chosen|preferred)(?!.*reject)")
+SPEAKER_COLUMNS = frozenset(("role", "from", "speaker", "author"))
+IDENTIFIER_WORDS = 3  # a column of shorter texts is a name, an id, a category or an address
+PREFERENCE_NOTE = (
+    "This is preference data. Training uses the chosen answers; the rejected ones are only "
+    "compared with them, to find where the answers begin."
+)
+FEEDBACK_NOTE = (
+    "`{name}` seems to say which answers are good. It is not used: bad answers are trained like "
+    "the others. Remove them from the file first."
+)
+REJECTED_NOTE = (
+    "`{name}` seems to hold rejected answers, but no column holds the chosen ones. Check which "
+    "answers are trained."
+)
+SPEAKER_NOTE = "`{name}` seems to name a speaker, so each row may be one message of a conversation."
+MIXED_TEXT_NOTE = (
+    "Some texts hold marks of a chat template, such as {mark}. All of the text is used, and not "
+    "only the answers in it."
+)
+NAME_NOTE = "The column `{name}` cannot be used: its name is too long or holds control characters."
+RENDERED_NOTE = (
+    "The text was rendered with a chat template ({template}). It is read as conversations, so only "
+    "the answers are trained. Choose plain text to train on all of it."
+)
+UNUSED_NOTE = "Some columns are not used: {names}. Check whether the answer depends on them."
+
+
+def guess_mapping(sample: Sequence[Record]) -> ColumnMapping:
+    """The most likely mapping, judged by the column names and their values. It is certain if the
+    columns that it leaves out hold no text of several words.
+    """
+    all_names = list(dict.fromkeys(name for record in sample for name in record))
+    names = [name for name in all_names if is_valid_column_name(name)]
+    split = next(
+        (n for n in names if n.lower() == "split" and any(is_split(r.get(n)) for r in sample)), ""
+    )
+    lower = {name.strip().lower(): name for name in reversed(names) if name != split}
+    mapping = (
+        guess_preference(sample, lower)
+        or guess_conversation(sample, names, lower)
+        or guess_chain(lower)
+        or guess_alpaca(lower)
+        or guess_pair_or_text(sample, [name for name in names if name != split], lower)
+    )
+    note = mapping.note
+    if mapping.is_complete and not note:
+        note = find_doubt(sample, mapping, [name for name in all_names if name != split])
+    return ColumnMapping(
+        mapping.row_format, mapping.columns, split, mapping.is_certain and not note, note
+    )
+
+
+def find_doubt(sample: Sequence[Record], mapping: ColumnMapping, names: Sequence[str]) -> str:
+    """Why a mapping may be wrong, judged by the columns that it does not use, or an empty text."""
+    used = mapping.columns.values()
+    unused = [name for name in names if name not in used and has_value(sample, name)]
+    for name in unused:
+        if note := get_doubtful_name_note(name):
+            return note.format(name=clean_text(name)[:40])
+    for name in used if mapping.row_format in ("text", "pairs", "alpaca") else ():
+        marks = (SPECIAL_TOKENS.search(str(record.get(name) or "")) for record in sample)
+        if mark := next(filter(None, marks), None):
+            return MIXED_TEXT_NOTE.format(mark=mark[0])
+    skipped = [f"`{name[:40]}`" for name in unused if has_text(sample, name)]
+    return UNUSED_NOTE.format(names=", ".join(skipped[:5])) if skipped else ""
+
+
+def get_doubtful_name_note(name: str) -> str:
+    """What the name of an unused column says against the mapping, or an empty text."""
+    if not is_valid_column_name(name):
+        return NAME_NOTE
+    if REJECTED_NAMES.search(name.lower()):
+        return REJECTED_NOTE
+    if name.lower() in FEEDBACK_COLUMNS:
+        return FEEDBACK_NOTE
+    return SPEAKER_NOTE if name.lower() in SPEAKER_COLUMNS else ""
+
+
+def has_value(sample: Sequence[Record], name: str) -> bool:
+    return any(not is_missing(record.get(name)) for record in sample)
+
+
+def find_part(part: str, lower: Mapping[str, str], used: Sequence[str] = ()) -> dict[str, str]:
+    """`{part: column}`, or nothing if no column has one of the part's names."""
+    column = next(
+        (lower[name] for name in PART_ALIASES[part] if name in lower and lower[name] not in used),
+        "",
+    )
+    return {part: column} if column else {}
+
+
+def guess_preference(sample: Sequence[Record], lower: Mapping[str, str]) -> ColumnMapping | None:
+    rejected = next((name for name in lower if REJECTED_NAMES.search(name)), "")
+    chosen = next((name for name in lower if CHOSEN_NAMES.search(name)), "")
+    if not chosen or not rejected:
+        return None
+    columns = {"chosen": lower[chosen], "rejected": lower[rejected]}
+    columns |= find_part("prompt", lower) | find_part("system", lower)
+    return ColumnMapping("preference", columns, note=PREFERENCE_NOTE)
+
+
+def guess_conversation(
+    sample: Sequence[Record], names: Sequence[str], lower: Mapping[str, str]
+) -> ColumnMapping | None:
+    """The first column that holds lists of messages; two of them are a prompt and a completion."""
+    found = {name: kind for name in names if (kind := find_message_kind(sample, name))}
+    pair = find_part("prompt", lower) | find_part("completion", lower)
+    if len(pair) == 2 and found and set(found) <= set(pair.values()):
+        return ColumnMapping("pairs", pair | find_part("system", lower) | find_part("tools", lower))
+    if not found:
+        if "messages" not in lower:
+            return None
+        found = {lower["messages"]: "messages"}
+    column = next(iter(found))
+    row_format = "sharegpt" if found[column] == "sharegpt" else "messages"
+    columns = {ROW_FORMAT_PARTS[row_format][0][0]: column}
+    used = list(columns.values())
+    columns |= find_part("system", lower, used) | find_part("tools", lower, used)
+    note = ""
+    if len(found) > 1:
+        others = ", ".join(f"`{name[:40]}`" for name in list(found)[1:])
+        note = f"Several columns hold messages. `{column[:40]}` is used, and {others} not."
+    return ColumnMapping(row_format, columns, note=note)
+
+
+def find_message_kind(sample: Sequence[Record], name: str) -> str:
+    """`messages` or `sharegpt` if the column holds lists of messages, else an empty text."""
+    kinds = {
+        find_turns_kind(parse_turns(record[name]))
+        for record in sample
+        if not is_missing(record.get(name))
+    }
+    if name == "messages" and len(kinds) > 1:
+        return "messages"
+    return kinds.pop() if len(kinds) == 1 else ""
+
+
+def find_turns_kind(turns: Any) -> str:
+    if not isinstance(turns, list) or not turns or not is_message(turns[0]):
+        return ""
+    return "sharegpt" if "from" in turns[0] else "messages"
+
+
+def guess_chain(lower: Mapping[str, str]) -> ColumnMapping | None:
+    parent = find_part("parent", lower)
+    columns = parent | find_part("id", lower)
+    columns |= find_part("prompt", lower) | find_part("completion", lower)
+    columns |= find_part("system", lower)
+    mapping = ColumnMapping("chain", columns)
+    return mapping if parent and mapping.is_complete else None
+
+
+def guess_alpaca(lower: Mapping[str, str]) -> ColumnMapping | None:
+    """Alpaca, or Dolly: `instruction`, `context` and `response`."""
+    output = find_part("output", lower)
+    if "instruction" not in lower or not output:
+        return None
+    columns = {"instruction": lower["instruction"]} | output | find_part("input", lower)
+    return ColumnMapping(
+        "alpaca", columns | find_part("history", lower) | find_part("system", lower)
+    )
+
+
+def guess_pair_or_text(
+    sample: Sequence[Record], names: Sequence[str], lower: Mapping[str, str]
+) -> ColumnMapping:
+    completion = find_part("completion", lower)
+    prompt = find_part("prompt", lower, list(completion.values()))
+    system = find_part("system", lower)
+    if prompt and completion:
+        columns = prompt | completion | find_part("context", lower) | find_part("choices", lower)
+        return ColumnMapping("pairs", columns | system | find_part("tools", lower))
+    text_columns = [name for name in names if any(isinstance(r.get(name), str) for r in sample)]
+    if len(text_columns) == 1 or (not completion and "text" in lower and text_columns):
+        return guess_text(sample, lower.get("text") or text_columns[0])
+    if len(text_columns) > 1:
+        question = next(iter(prompt.values()), "") or next(
+            name for name in text_columns if name not in completion.values()
+        )
+        answer = next(iter(completion.values()), "") or next(
+            name for name in text_columns if name != question
+        )
+        return ColumnMapping(
+            "pairs", {"prompt": question, "completion": answer} | system, is_certain=False
+        )
+    return ColumnMapping("pairs", {}, is_certain=False)
+
+
+def guess_text(sample: Sequence[Record], column: str) -> ColumnMapping:
+    """Plain text, or text that was rendered with a well-known chat template."""
+    texts = [record[column] for record in sample if isinstance(record.get(column), str)]
+    templates = [find_template(text) for text in texts]
+    if not templates or not all(templates):
+        return ColumnMapping("text", {"text": column})
+    names = dict.fromkeys(template.name for template in templates if template)
+    note = RENDERED_NOTE.format(template=", ".join(names))
+    return ColumnMapping("rendered", {"text": column}, note=note)
+
+
+def is_split(value: Any) -> bool:
+    return isinstance(value, str) and value.strip().lower() in SPLIT_ALIASES
+
+
+def has_text(sample: Sequence[Record], name: str) -> bool:
+    """Whether a column holds text of several words, lists or objects: more than an id or a
+    category.
+    """
+    values = [value for record in sample if not is_missing(value := record.get(name))]
+    if any(isinstance(value, list | dict) for value in values):
+        return True
+    words = [len(value.split()) for value in values if isinstance(value, str)]
+    return bool(words) and sum(words) >= IDENTIFIER_WORDS * len(words)
+
+
+def suggest_part(mapping: ColumnMapping, column: str) -> str:
+    """The part of the row format that an unused column may fill, or an empty text."""
+    return next(
+        (
+            part
+            for part, _ in ROW_FORMAT_PARTS[mapping.row_format]
+            if part in PART_QUESTIONS
+            and part not in mapping.columns
+            and column.lower() in PART_ALIASES[part]
+        ),
+        "",
+    )
