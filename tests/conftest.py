@@ -15,6 +15,8 @@ import pytest
 from tests import tiny
 from tests.engine.in_process import engine_in_process
 
+REDIS_URL = os.environ.get("REDIS_URL")  # before a test changes it
+
 
 def pytest_addoption(parser):
     parser.addoption(
@@ -78,10 +80,10 @@ def forget_sign_in_attempts():
     the database forgets them with the test's transaction.
     """
     yield
-    if url := os.environ.get("REDIS_URL"):
+    if REDIS_URL:
         from training.people.sign_in_attempts import REDIS_PREFIX, get_redis_client
 
-        client = get_redis_client(url)
+        client = get_redis_client(REDIS_URL)
         if keys := client.keys(f"{REDIS_PREFIX}*"):
             client.delete(*keys)
 

@@ -302,8 +302,8 @@ def parse_layer_pattern(text: str) -> dict[str, int]:
 
 
 def coerce_value(name: str, kind: str, value: Any) -> Any:
-    """Return the value as the type named `kind`. An int is accepted as a float, a bool never as a
-    number.
+    """Return the value as the type named `kind`. An int is accepted as a float, 1.0 as an int, and a
+    bool never as a number.
 
     Raises:
         ConfigError: the value has another type or is out of range for it.
@@ -314,6 +314,8 @@ def coerce_value(name: str, kind: str, value: Any) -> Any:
         "bool": (bool,),
         "float": (int, float),
     }[kind]
+    if kind == "int" and isinstance(value, float) and value.is_integer():
+        value = int(value)  # as YAML and JavaScript write 1.0
     is_accepted: bool = isinstance(value, accepted_types)
     if not is_accepted or (kind != "bool" and isinstance(value, bool)):
         wanted = {"str": "text", "int": "a whole number", "bool": "true or false"}
