@@ -191,6 +191,7 @@ def test_the_names_in_a_zip_cannot_leave_the_upload(tmp_path):
         (b'{"data": [{"a": }]}', "a.json", "Line 1: not JSON"),
         (b"{}\n{}\n", "a.jsonl", "no row has a value"),
         (b"17\n18\n", "a.jsonl", "expected a JSON"),
+        (b"prompt,completion\n", "a.csv", "has no rows"),
         ("größer;Maß\n".encode("utf-16")[:-1], "a.jsonl", "save it as UTF-8"),
     ],
 )

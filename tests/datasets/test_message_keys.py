@@ -128,6 +128,19 @@ def test_other_spellings_of_keys_and_roles_are_read(turns):
     assert [m["content"] for m in row.messages] == ["hi", "ho"]
 
 
+def test_questions_with_their_answers_are_one_conversation():
+    exchanges = [{"system": "s", "input": "q1", "output": "a1"}, {"input": "q2", "output": "a2"}]
+    record = {"conversation": exchanges}
+    row = to_row(record, guess_mapping([record]))
+    assert [message["content"] for message in row.messages] == ["s", "q1", "a1", "q2", "a2"]
+
+
+def test_a_key_that_occurs_twice_in_a_cell_is_reported():
+    record = {"messages": '[{"role": "user", "role": "assistant", "content": "a"}]'}
+    with pytest.raises(BadRow, match="duplicate key"):
+        to_row(record, MESSAGES)
+
+
 def test_an_unknown_key_is_listed_and_an_empty_one_is_not():
     row = build({**ANSWER, "mood": "calm", "refusal": None, "annotations": []})
     assert row.unused == {"messages[].mood"}

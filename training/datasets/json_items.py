@@ -12,6 +12,7 @@ from typing import Any
 
 from training.datasets.errors import BadRow
 from training.datasets.rows import MAX_ROW_BYTES, SPLIT_ALIASES, is_message
+from training.datasets.values import check_unique_keys
 from training.formatting import format_binary_bytes
 
 CHUNK_SIZE = 2**16
@@ -25,15 +26,6 @@ WRAPPER_KEYS = frozenset(
 )
 NumberedValue = tuple[int, dict[str, Any] | BadRow]
 Rows = Generator[NumberedValue, None, bool]  # returns whether reading can go on
-
-
-def check_unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    result: dict[str, Any] = {}
-    for name, value in pairs:
-        if name in result:
-            raise BadRow(f"duplicate key `{name[:40]}`", group="duplicate key")
-        result[name] = value
-    return result
 
 
 DECODER = json.JSONDecoder(object_pairs_hook=check_unique_keys)

@@ -16,7 +16,7 @@ from training.datasets.column_mapping import (
     Record,
     is_valid_column_name,
 )
-from training.datasets.errors import clean_text
+from training.datasets.errors import BadRow, clean_text
 from training.datasets.rendered_text import SPECIAL_TOKENS, find_template
 from training.datasets.rows import SPLIT_ALIASES, is_message, is_missing, parse_turns
 
@@ -165,17 +165,17 @@ def guess_conversation(
 
 def find_message_kind(sample: Sequence[Record], name: str) -> str:
     """`messages` or `sharegpt` if the column holds lists of messages, else an empty text."""
-    kinds = {
-        find_turns_kind(parse_turns(record[name]))
-        for record in sample
-        if not is_missing(record.get(name))
-    }
+    kinds = {find_turns_kind(record[name]) for record in sample if not is_missing(record.get(name))}
     if name == "messages" and len(kinds) > 1:
         return "messages"
     return kinds.pop() if len(kinds) == 1 else ""
 
 
-def find_turns_kind(turns: Any) -> str:
+def find_turns_kind(value: Any) -> str:
+    try:
+        turns = parse_turns(value)
+    except BadRow:
+        return ""
     if not isinstance(turns, list) or not turns or not is_message(turns[0]):
         return ""
     return "sharegpt" if "from" in turns[0] else "messages"

@@ -85,11 +85,17 @@ def is_text_name(name: str) -> bool:
 
 
 def detect_file(folder: Path, file: dict[str, Any]) -> Format:
-    return detect_format(folder / file["file"], file["name"])
+    """Raises BadFile: the file cannot be read; the message begins with its name."""
+    try:
+        return detect_format(folder / file["file"], file["name"])
+    except BadFile as error:
+        raise BadFile(f"{file['name']}: {error.message}", field="file") from error
 
 
 def describe_unreadable(sample: Sample, file_format: Format) -> str:
     """Why no row of the sample could be read."""
+    if not sample:
+        return "The file has no rows."
     line, _, problem = next((item for item in sample if item[2]), (1, None, "no row has a value"))
     return (
         f"No row of the file can be read. {file_format.location_unit.capitalize()} {line:,}: "

@@ -47,6 +47,7 @@ WEIGHT_KEYS = ("weight", "train", "training", "trainable", "train_on_turn", "los
 REASONING_KEYS = ("reasoning_content", "thinking", "reasoning")
 ASSISTANT_KEYS = ("tool_calls", "function_call", *REASONING_KEYS)
 # Keys of content parts, calls and functions that are used. `index` is the position of a call.
+EXCHANGE_KEYS = {"system", "input", "output"}
 TRUTH_VALUES = {"true": True, "1": True, "1.0": True, "false": False, "0": False, "0.0": False}
 PART_KEYS = ("type", "text", "thinking")
 ARGUMENT_KEYS = ("arguments", "parameters", "args", "input")  # the first is OpenAI's
@@ -98,6 +99,19 @@ def is_message(value: Any) -> bool:
     )
 
 
+def is_exchange(value: Any) -> bool:
+    """Whether a value is a question with its answer, as in XTuner's and Capybara's data."""
+    return isinstance(value, Mapping) and {"input", "output"} <= value.keys() <= EXCHANGE_KEYS
+
+
+def split_exchange(exchange: Mapping[str, Any]) -> list[Message]:
+    return [
+        {"role": role, "content": exchange[key]}
+        for key, role in (("system", "system"), ("input", "user"), ("output", "assistant"))
+        if not is_missing(exchange.get(key))
+    ]
+
+
 def get_role(message: Any) -> str:
     """The role of a message under any of its names, or an empty text."""
     sender = next((message.get(key) for key in ROLE_KEYS if message.get(key)), "")
@@ -107,6 +121,8 @@ def get_role(message: Any) -> str:
 def parse_turns(value: Any) -> Any:
     """A list of messages. Older versions of `datasets` store it as an object of lists."""
     value = parse_nested(value)
+    if isinstance(value, list) and value and all(is_exchange(item) for item in value):
+        return [message for exchange in value for message in split_exchange(exchange)]
     if isinstance(value, Mapping):
         columns = {key: inner for key, inner in value.items() if isinstance(inner, list)}
         lengths = {len(inner) for inner in columns.values()}

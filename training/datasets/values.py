@@ -60,14 +60,26 @@ def normalize_value(value: Any, depth: int = 0) -> Any:
     return value.decode(errors="surrogateescape") if isinstance(value, bytes) else str(value)
 
 
+def check_unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    result: dict[str, Any] = {}
+    for name, value in pairs:
+        if name in result:
+            raise BadRow(f"duplicate key `{name[:40]}`", group="duplicate key")
+        result[name] = value
+    return result
+
+
 def parse_nested(value: Any) -> Any:
     """A list or object that a text cell holds as JSON or as a Python literal (pandas' `to_csv`
     writes lists with Python's repr); any other value unchanged.
+
+    Raises:
+        BadRow: the JSON has a key twice, or is nested too deeply.
     """
     if not isinstance(value, str) or value.lstrip()[:1] not in ("[", "{"):
         return value
     try:
-        return normalize_value(json.loads(value))
+        return normalize_value(json.loads(value, object_pairs_hook=check_unique_keys))
     except (ValueError, RecursionError):
         return normalize_value(parse_literal(value))
 

@@ -302,8 +302,8 @@ def parse_layer_pattern(text: str) -> dict[str, int]:
 
 
 def coerce_value(name: str, kind: str, value: Any) -> Any:
-    """Return the value as the type named `kind`. An int is accepted as a float, 1.0 as an int, and a
-    bool never as a number.
+    """Return the value as the type named `kind`. An int is accepted as a float and 1.0 as an int,
+    but a bool never as a number.
 
     Raises:
         ConfigError: the value has another type or is out of range for it.
