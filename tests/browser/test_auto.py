@@ -32,7 +32,7 @@ def test_auto_plans_with_locked_settings_and_trains_an_adapter(page, instance):
     expect(plan.locator("li.locked")).to_have_count(1)
     page.get_by_label("Max steps").fill("12")
     expect(page.locator("#summary")).to_contain_text(
-        re.compile(r"\b12, \d+ evaluations"), timeout=90_000
+        re.compile(r"\b12,\s+\d+ evaluations"), timeout=90_000
     )
     start_and_finish(page)
     expect(
@@ -66,7 +66,7 @@ def test_trials_are_listed_and_the_selected_one_continues(page, instance):
     page.get_by_label("Tuning budget", exact=True).fill("1.5")
     expect(page.locator("ol.plan li.locked")).to_have_count(2)
     expect(page.locator("#summary")).to_contain_text(
-        re.compile(r"\b16, \d+ evaluations"), timeout=90_000
+        re.compile(r"\b16,\s+\d+ evaluations"), timeout=90_000
     )
     wait_for_summary(page)
     page.get_by_role("button", name=re.compile("Start run|Start anyway")).click(timeout=150_000)
@@ -97,7 +97,7 @@ def test_every_method_can_be_launched(page, instance, name):
     }.items():
         page.locator(f"[name={field}]").fill(str(value))
     expect(page.locator("#summary")).to_contain_text(
-        re.compile(r"\b6, \d+ evaluations"), timeout=150_000
+        re.compile(r"\b6,\s+\d+ evaluations"), timeout=150_000
     )
     expect(page.locator("#summary dl")).to_contain_text(METHODS[name].title)
     start_and_finish(page)
@@ -109,7 +109,7 @@ def test_a_summary_that_is_refreshed_during_a_click_keeps_the_click(page, instan
     page.get_by_text("Advanced").click()
     page.locator("[name=max_steps]").fill("6")
     expect(page.locator("#summary")).to_contain_text(
-        re.compile(r"\b6, \d+ evaluations"), timeout=90_000
+        re.compile(r"\b6,\s+\d+ evaluations"), timeout=90_000
     )
     button = page.get_by_role("button", name=re.compile("Start run|Start anyway"))
     expect(button).to_be_enabled(timeout=150_000)
@@ -139,5 +139,5 @@ def test_a_method_chosen_during_other_requests_shows_its_settings(page, instance
     page.locator("#method-bottleneck").check()  # and a second one, too
     expect(page.locator("[data-settings-of=bottleneck]")).to_be_visible()
     expect(page.locator("#summary")).to_contain_text(
-        re.compile(r"\b6, \d+ evaluations"), timeout=90_000
+        re.compile(r"\b6,\s+\d+ evaluations"), timeout=90_000
     )

@@ -22,14 +22,14 @@ def test_upload_train_watch_try_download(page, instance, tmp_path):
     bad = tmp_path / "lamps.jsonl"
     bad.write_bytes(
         b"".join(tiny.encode_jsonl(tiny.ROWS))
-        + b'{"messages": [{"role": "bot", "content": "x"}]}\n'
+        + b'{"messages": [{"role": "robot", "content": "x"}]}\n'
     )
     page.get_by_label("File", exact=True).set_input_files(bad)
     page.get_by_role("button", name="Upload").click()
     page.get_by_role("button", name=re.compile("Check file")).click()
     expect(
         page.get_by_text(
-            "line 25, message 1: `role` is `bot`; expected system, user, assistant or tool"
+            "line 25, message 1: `role` is `robot`; expected system, user, assistant or tool"
         )
     ).to_be_visible(timeout=90_000)
     page.get_by_role("button", name="Save as a dataset").click()
