@@ -96,7 +96,7 @@ def test_an_empty_folder_becomes_an_adapter_that_answers_in_the_trained_format(r
         expect(page.locator("ol.plan")).to_contain_text("QLoRA would need")
         page.get_by_label("Max steps").fill("40")
         expect(page.locator("#summary")).to_contain_text(
-            re.compile(r"\b40, \d+ evaluations"), timeout=120_000
+            re.compile(r"\b40,\s+\d+ evaluations"), timeout=120_000
         )
         page.wait_for_timeout(500)
         take_screenshot(page, "new-run")
