@@ -34,6 +34,7 @@ ENDED = ("finished", "failed", "stopped", "cancelled")
 # Twice a lease and three times the heartbeat timeout: the engine has exited and another worker has
 # claimed the run
 FROZEN_SECONDS = 60
+TAKEOVER_SECONDS = 90  # more, if the second worker starts slowly on a busy machine
 ROUND = ["freeze", "lose", "lose", "double", "double"]  # of 20 disturbances; the others are kills
 KILLS = ["engine", "worker", "web", "all"]
 
@@ -90,6 +91,10 @@ class Freezer:
                 before = self.list_watched_runs(pid)
                 if not self.thawed.wait(FROZEN_SECONDS):
                     after = self.list_watched_runs(pid)
+                    deadline = time.monotonic() + TAKEOVER_SECONDS
+                    while before & after and time.monotonic() < deadline:
+                        self.thawed.wait(5)
+                        after = self.list_watched_runs(pid)
                     self.takeover_count += len(before - after)
                     self.unclaimed_runs += before & after
                     self.freeze_count += 1
