@@ -72,7 +72,7 @@ class OneTimePasswordMiddleware:
 
 class TextInputMiddleware:
     """Checks the text of every path, query and page form (training/text_input.py); the API's parser
-    and the gateway check their bodies. A cookie that is not text is no cookie.
+    and the gateway check their bodies. A cookie with such characters is dropped.
     """
 
     sync_capable = True

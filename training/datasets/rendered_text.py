@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from training.datasets.errors import BadRow
+from training.datasets.rows import ROLE_ALIASES
 
 
 @dataclass(frozen=True)
@@ -57,14 +58,10 @@ TEMPLATES = (
         ("<\uff5cend\u2581of\u2581sentence\uff5c>",),
     ),
 )
-TEMPLATE_ROLES = {
+TEMPLATE_ROLES = ROLE_ALIASES | {
     "[inst]": "user",
     "[/inst]": "assistant",
-    "model": "assistant",
-    "chatbot": "assistant",
-    "developer": "system",
     "ipython": "tool",
-    "function": "tool",
     "environment": "tool",
 }
 UNMARKED_SYSTEM = ("DeepSeek",)
@@ -94,13 +91,13 @@ def find_template(text: str) -> RenderedTemplate | None:
             continue
         has_system_text = template.name in UNMARKED_SYSTEM
         if (first.start() <= start.end() or has_system_text) and any(
-            get_role(match) == "assistant" for match in template.opening.finditer(text)
+            get_turn_role(match) == "assistant" for match in template.opening.finditer(text)
         ):
             return template
     return None
 
 
-def get_role(match: re.Match[str]) -> str:
+def get_turn_role(match: re.Match[str]) -> str:
     role = match[1].lower()
     return TEMPLATE_ROLES.get(role, role)
 
@@ -130,7 +127,7 @@ def parse_rendered_text(text: str, field: str) -> list[dict[str, Any]]:
                 raise BadRow(f"`{field}` has text after {ending} that belongs to no turn")
         if "[/INST]" in text:
             content = content.removesuffix("<s>").strip(" \n")
-        role = get_role(opening)
+        role = get_turn_role(opening)
         system = SYSTEM_BLOCK.match(content) if role == "user" and not messages else None
         if system:
             messages.append({"role": "system", "content": system[1]})

@@ -46,9 +46,9 @@ ROLE_KEYS, CONTENT_KEYS = ("role", "from"), ("content", "value", "text")
 WEIGHT_KEYS = ("weight", "train", "training", "trainable", "train_on_turn", "loss")
 REASONING_KEYS = ("reasoning_content", "thinking", "reasoning")
 ASSISTANT_KEYS = ("tool_calls", "function_call", *REASONING_KEYS)
-# Keys of content parts, calls and functions that are used. `index` is the position of a call.
-EXCHANGE_KEYS = {"system", "input", "output"}
 TRUTH_VALUES = {"true": True, "1": True, "1.0": True, "false": False, "0": False, "0.0": False}
+EXCHANGE_KEYS = {"system", "input", "output"}
+# Keys of content parts, calls and functions that are used. `index` is the position of a call.
 PART_KEYS = ("type", "text", "thinking")
 ARGUMENT_KEYS = ("arguments", "parameters", "args", "input")  # the first is OpenAI's
 CALL_KEYS = ("id", "type", "function", "index", "name", *ARGUMENT_KEYS)

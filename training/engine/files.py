@@ -10,6 +10,7 @@ import shutil
 import threading
 from pathlib import Path
 
+FOLDER_VANISHED = "The run's folder has vanished. Restore it, or start the run again."
 # How the libraries in Rust (safetensors, tokenizers) write errno in their messages
 RUST_ERRNO = re.compile(r"\(os error (\d+)\)")
 
@@ -31,7 +32,7 @@ def describe_storage_error(error: BaseException, folder: Path) -> str | None:
     No retry helps before somebody acts.
     """
     if not folder.is_dir():
-        return "The run's folder has vanished. Restore it, or start the run again."
+        return FOLDER_VANISHED
     if is_disk_full(error):
         return "The disk is full. Free some space, then resume from the checkpoint."
     if get_errno(error) == errno.EROFS:

@@ -38,7 +38,7 @@ PAPERS = {  # setting -> papers that introduced it, as arXiv ids
     "gradient_checkpointing": {"Checkpointing": "1604.06174"},
 }
 # Initializations that subtract the adapter's initial value from the base weights
-BASE_MUTATING_INITS = ("pissa", "pissa_niter_4", "olora")
+BASE_CHANGING_INITS = ("pissa", "pissa_niter_4", "olora")
 INIT_WEIGHTS = (
     "default",
     "gaussian",
@@ -245,7 +245,7 @@ def check_method_settings(config: MethodSettings) -> None:
             "init_lora_weights = loftq compensates quantization error, so it needs method = qlora.",
             field="init_lora_weights",
         )
-    changes_base = config.init_lora_weights in BASE_MUTATING_INITS
+    changes_base = config.init_lora_weights in BASE_CHANGING_INITS
     if changes_base and config.method == "qlora":
         raise ConfigError(
             f"init_lora_weights = {config.init_lora_weights} changes the base weights, which qlora "

@@ -43,7 +43,7 @@ def list_devices(request: AuthenticatedRequest) -> Any:
 @router.post("/devices/{int:device_id}/return", response=DeviceOut)
 def return_to_service(request: AuthenticatedRequest, device_id: int, body: ReasonIn) -> Device:
     """Use a dirty device again although part of its memory is in use. Admins only."""
-    check_admin(request.user, "edit pools, devices and quotas")
+    check_admin(request.user, quotas.EDIT_QUOTAS)
     device = Device.objects.select_related("host").filter(pk=device_id).first()
     if device is None:
         raise NotFound(f"Device {device_id} does not exist.")
@@ -80,7 +80,7 @@ def list_quotas(request: AuthenticatedRequest, pool_id: int) -> list[dict[str, A
 @router.put("/pools/{int:pool_id}/quotas", response=QuotaOut)
 def set_quota(request: AuthenticatedRequest, pool_id: int, body: QuotaIn) -> dict[str, Any]:
     """Edit a team's quota. Running runs are not stopped. Admins only."""
-    check_admin(request.user, "edit pools, devices and quotas")
+    check_admin(request.user, quotas.EDIT_QUOTAS)
     pool = quotas.get_pool(pool_id)
     team = get_team(request.user, body.team) if body.team is not None else None
     quota = quotas.edit_quota(
@@ -125,7 +125,7 @@ def set_personal_quota(
     request: AuthenticatedRequest, username: str, body: PersonalQuotaIn
 ) -> PersonalQuota:
     """Edit a user's limits. Admins only."""
-    check_admin(request.user, "edit pools, devices and quotas")
+    check_admin(request.user, quotas.EDIT_QUOTAS)
     return quotas.edit_personal_quota(
         request.user,
         get_user_by_name(username),

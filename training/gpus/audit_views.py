@@ -115,7 +115,7 @@ def download_report(request: AuthenticatedRequest) -> HttpResponseBase:
 
 @require_POST
 def return_device(request: AuthenticatedRequest, device_id: int) -> HttpResponse:
-    check_admin(request.user, "edit pools, devices and quotas")
+    check_admin(request.user, quotas.EDIT_QUOTAS)
     device = get_object_or_404(Device, pk=device_id)
     quotas.return_to_service(request.user, device, request.POST.get("reason", ""))
     messages.success(request, f"{device} has been returned to its pool.")

@@ -37,6 +37,7 @@ TEAM_FIELDS = (
 PERSON_FIELDS = ("max_running", "max_queued", "hours_per_month", "is_hard_budget")
 POOL_FIELDS = ("name", "runs_per_device", "min_run_seconds")
 MAX_NUMBER = 2**53
+EDIT_QUOTAS = "edit pools, devices and quotas"  # what only admins can do
 
 
 def check_lead_or_admin(user: User) -> None:
@@ -63,7 +64,7 @@ def edit_pool(actor: User, pool: Pool, changes: dict[str, Any], reason: str = ""
         NotAllowed: the actor is not an admin.
         UserError: a value is out of range; `field` names it.
     """
-    check_admin(actor, "edit pools, devices and quotas")
+    check_admin(actor, EDIT_QUOTAS)
     apply_pool_changes(pool, changes)
     changes = {name: value for name, value in changes.items() if name in POOL_FIELDS}
     saved: Pool = save_with_audit(actor, get_pool(pool.pk), changes, ("pool", str(pool)), reason)
@@ -152,7 +153,7 @@ def edit_quota(
         NotAllowed: the actor is not an admin.
         UserError: see `apply_quota_changes`.
     """
-    check_admin(actor, "edit pools, devices and quotas")
+    check_admin(actor, EDIT_QUOTAS)
     with transaction.atomic():
         audit.acquire_advisory_lock("admission")
         quota = apply_quota_changes(pool, team, changes)
@@ -174,7 +175,7 @@ def edit_personal_quota(
         NotAllowed: the actor is not an admin.
         UserError: a value is out of range; `field` names it.
     """
-    check_admin(actor, "edit pools, devices and quotas")
+    check_admin(actor, EDIT_QUOTAS)
     check_integer(changes, "max_running")
     check_integer(changes, "max_queued")
     check_positive(changes, "hours_per_month")
@@ -248,7 +249,7 @@ def get_hold_fields(actor: User, target: Pool | Quota, is_on_hold: bool) -> list
 
 def return_to_service(actor: User, device: Device, reason: str = "") -> None:
     """Use a dirty device again although part of its memory is in use."""
-    check_admin(actor, "edit pools, devices and quotas")
+    check_admin(actor, EDIT_QUOTAS)
     Device.objects.filter(pk=device.pk).update(
         condition=Condition.GOOD, baseline_bytes=max(0, device.used_bytes - device.inference_bytes)
     )

@@ -16,7 +16,7 @@ from torch import Tensor
 import training.engine.modeling.library_patches  # noqa: F401 before any adapter is loaded
 from training.engine.config import RunConfig
 from training.engine.file_names import ADAPTER_FILES, MODEL_FILE
-from training.engine.settings import BASE_MUTATING_INITS
+from training.engine.settings import BASE_CHANGING_INITS
 
 RAW_PREFIX = "raw."
 
@@ -33,7 +33,7 @@ def copy_initial_state(model: Any, config: RunConfig) -> dict[str, Tensor] | Non
     """Return a copy of the adapter before the first step if its initialization changed the base:
     it is needed to save the adapter as plain LoRA.
     """
-    if config.init_lora_weights not in BASE_MUTATING_INITS:
+    if config.init_lora_weights not in BASE_CHANGING_INITS:
         return None
     return {name: value.detach().clone() for name, value in get_adapter_weights(model).items()}
 
@@ -83,7 +83,7 @@ def get_raw_weights(model: Any, config: RunConfig) -> dict[str, Tensor]:
     """Return the trained parameters by index if they differ from the saved form. Resuming needs
     them to be bit-identical.
     """
-    if config.init_lora_weights not in BASE_MUTATING_INITS and not config.prefix_projection:
+    if config.init_lora_weights not in BASE_CHANGING_INITS and not config.prefix_projection:
         return {}
     trained = [p for p in model.parameters() if p.requires_grad]
     return {f"{RAW_PREFIX}{index}": p.detach().contiguous() for index, p in enumerate(trained)}

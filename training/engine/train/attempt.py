@@ -24,7 +24,7 @@ from training.engine.tuning.selection import apply_selection, load_selection
 from training.engine.tuning.tune import emit_tuned_event, run_tuning
 
 ReturnT = TypeVar("ReturnT")
-# Errors of a device or a network folder that may be gone at the next start
+# Errors of a device or a network folder that may not occur again at the next start
 TRANSIENT_ERRNOS = frozenset(
     {
         *(errno.EIO, errno.EAGAIN, errno.EBUSY, errno.EINTR, errno.ESTALE, errno.ETIMEDOUT),

@@ -114,7 +114,7 @@ def dry_run_quota(
     """Which waiting runs would start earlier or later with this quota. Nothing is saved. Admins
     only.
     """
-    check_admin(request.user, "edit pools, devices and quotas")
+    check_admin(request.user, quotas.EDIT_QUOTAS)
     pool = quotas.get_pool(pool_id)
     team = get_team(request.user, body.team) if body.team is not None else None
     edited_quota = quotas.apply_quota_changes(

@@ -123,7 +123,7 @@ def edit_quota(request: AuthenticatedRequest, pool_id: int, team_id: int) -> Htt
         return render(request, "gpus/quota.html", values)
     if apply_hold_action(request, quotas.get_quota(pool, team)):
         return redirect("quota", pool_id, team_id)
-    check_admin(request.user, "edit pools, devices and quotas")
+    check_admin(request.user, quotas.EDIT_QUOTAS)
     reason, is_hard_budget = request.POST.get("reason", ""), "is_hard_budget" in request.POST
     values |= {
         "form": {name: request.POST.get(name, "") for name in TEAM_FORM},
@@ -149,7 +149,7 @@ def edit_quota(request: AuthenticatedRequest, pool_id: int, team_id: int) -> Htt
 
 def edit_pool(request: AuthenticatedRequest, pool_id: int) -> HttpResponse:
     """A pool's settings. The `action` of a POST is try, save, hold, drain or lift."""
-    check_admin(request.user, "edit pools, devices and quotas")
+    check_admin(request.user, quotas.EDIT_QUOTAS)
     current_pool = quotas.get_pool(pool_id)
     values: dict[str, Any] = {
         "pool": current_pool,
@@ -197,7 +197,7 @@ def edit_pool(request: AuthenticatedRequest, pool_id: int) -> HttpResponse:
 
 def edit_person(request: AuthenticatedRequest, username: str) -> HttpResponse:
     """A user's limits over all pools."""
-    check_admin(request.user, "edit pools, devices and quotas")
+    check_admin(request.user, quotas.EDIT_QUOTAS)
     user = get_user_by_name(username)
     personal_quota = PersonalQuota.objects.filter(user=user).first() or PersonalQuota(user=user)
     values: dict[str, Any] = {

@@ -26,7 +26,7 @@ class ExitAction(Enum):
     DISCARDED = auto()
     STOPPED_EMPTY = auto()  # stopped before there was a checkpoint
     STOPPED = auto()
-    DISK_FULL = auto()  # the engine had no place to write its result
+    DISK_FULL = auto()  # the engine had no room to write its result
     EVICTED = auto()
     OVER_MEMORY = auto()  # fails instead if no device of the pool allows as much memory
     PAUSED = auto()

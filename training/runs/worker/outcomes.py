@@ -6,6 +6,7 @@ import shutil
 import signal
 from collections.abc import Callable
 
+from training.engine.files import FOLDER_VANISHED
 from training.engine.outcome import EXIT_CODES, Outcome, Result
 from training.formatting import format_bytes
 from training.gpus.models import Allocation
@@ -103,7 +104,7 @@ def format_lost_steps(run: Run) -> str:
 def build_disk_full_result(run: Run) -> Result:
     """The result of an engine that could not write its own."""
     if not run.folder.is_dir():
-        problem = "The run's folder has vanished. Restore it, or start the run again."
+        problem = FOLDER_VANISHED
     else:
         problem = (
             "The disk is full, or read-only. Free some space, then resume from the last checkpoint."
