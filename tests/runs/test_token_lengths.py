@@ -10,10 +10,12 @@ import shutil
 import pytest
 
 from tests import tiny
+from tests.launching import launch_run
 from tests.user_errors import raises_user_error
 from training.datasets.upload_job import create_dataset
 from training.engine import batches
 from training.engine.config import RunConfig
+from training.errors import NotAllowed, UserError
 from training.runs.forecast.batch_shapes import BATCH_SETTINGS
 from training.runs.forecast.summary import forecast_run
 from training.runs.forecast.target_device import get_target_device
@@ -285,6 +287,32 @@ def test_data_that_the_model_cannot_train_on_is_not_launched(
     assert "row 1" in summary
     assert "Choose another model or data" in summary
     assert as_alice.post("/runs/new", chosen).status_code == 400
+
+
+def test_a_run_starts_each_time_that_its_data_cannot_be_measured(
+    alice, data, base_model, no_queue, monkeypatch
+):
+    """A failed measurement is kept for some minutes. It is no reason to refuse the second run."""
+
+    def run_out_of_memory(_request):
+        raise UserError("out of memory", field="model", code="preview_failed")
+
+    monkeypatch.setattr("training.runs.forecast.token_lengths.run_preview", run_out_of_memory)
+    launched = [
+        launch_run(alice, base_model=base_model, data=data, settings=tiny.SETTINGS)
+        for _ in range(2)
+    ]
+    assert [run.state for run in launched] == ["queued", "queued"]
+
+
+def test_a_viewer_is_refused_before_anything_is_measured(
+    people, data, base_model, no_queue, monkeypatch
+):
+    requests = []
+    monkeypatch.setattr("training.runs.forecast.token_lengths.run_preview", requests.append)
+    with pytest.raises(NotAllowed):
+        launch_run(people["vera"], base_model=base_model, data=data, settings=tiny.SETTINGS)
+    assert not requests
 
 
 def test_trained_tokens_end_at_max_length(data, base_model):

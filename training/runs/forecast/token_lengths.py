@@ -185,14 +185,15 @@ def get_lengths(
     }
     failed = path.with_suffix(".failed")
     if failed.is_file() and failed.stat().st_mtime > time.time() - RETRY_AFTER_SECONDS:
-        raise UserError(failed.read_text(), field="model")
+        raise UserError(**json.loads(failed.read_text()))
     try:
         response = run_preview(request)
     except PreviewBusy:
         raise
     except UserError as error:
         # Cached for RETRY_AFTER_SECONDS, or each visit of the page would wait for the timeout.
-        failed.write_text(error.message)
+        fields = {"message": error.message, "field": error.field, "code": error.code}
+        write_atomically(failed, json.dumps(fields))
         raise
     metadata = {"rows": rows} | {
         name: response[name] for name in ("template", "fault", "invalid", "special_token_rows")

@@ -333,6 +333,7 @@ def launch_runs(
         NotAllowed: the user is only a viewer of the data's team.
         UserError: no device or quota could ever run it; and see `resolve_request`.
     """
+    team = get_run_team(request.user, request.data)
     resolved = resolve_request(request, plan=plan, target=target, wait=wait, measure=True)
     if not accept_warnings:
         not_accepted = [
@@ -342,7 +343,6 @@ def launch_runs(
         ]
         if not_accepted:
             raise WarningsNotAccepted(not_accepted)
-    team = get_run_team(request.user, request.data)
     drafts, impossible = draft_runs(resolved, team)
     with transaction.atomic():
         checks.check_queue_limit(request.user, count=len(drafts))
