@@ -7,6 +7,7 @@ import json
 import pytest
 
 from tests.runs.journals import Journal, step_event
+from training.runs.launch.yaml_file import to_yaml
 from training.runs.live.messages import build_snapshot, event_to_json, read_events_after
 from training.runs.metrics.chunks import CHUNK_SIZE
 from training.runs.models import CurveChunk, Event, Run
@@ -42,6 +43,15 @@ def test_events_become_rows_and_update_the_run(leased_run, journal):
     assert (run.last_seq, run.step) == (2, 1)
     assert stored.peak_memory_bytes == 2001
     assert [event.kind for event in Event.objects.filter(run=run)] == ["phase", "step"]
+
+
+def test_rows_that_the_engine_left_out_go_into_the_config(leased_run, journal):
+    lease, run = leased_run
+    start = {"kind": "start", "total_steps": 9, "excluded_rows": "3, 17-20"}
+    store_events(lease, run, journal.lines(start), 10)
+    stored = Run.objects.get(pk=run.pk)
+    assert stored.config == run.config and stored.config["excluded_rows"] == "3, 17-20"
+    assert "excluded_rows: 3, 17-20" in to_yaml(stored)
 
 
 @pytest.mark.parametrize("kind", ["sample", "saving", "log", "end"])

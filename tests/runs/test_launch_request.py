@@ -244,6 +244,21 @@ def test_invalid_rows_are_left_out_on_request(alice, strict_model, device, previ
     assert run.config["skip_invalid_rows"] and "skip_invalid_rows: true" in to_yaml(run)
 
 
+def test_excluded_rows_need_not_fit_the_model(alice, strict_model, device, preview_here, no_queue):
+    rows = [{"prompt": f"p {number}", "completion": "one two"} for number in range(9)]
+    odd_rows = [
+        {"prompt": f"forbidden {split}", "completion": "no", "split": split}
+        for split in ("train", "valid")
+    ]
+    data = create_dataset(alice, "Words", tiny.encode_jsonl([*odd_rows, *rows]), source="x")
+    settings = {**tiny.SETTINGS, "excluded_rows": "1"}
+    with raises_user_error(code="data_unfit", naming=("held-out",)):
+        launch_run(alice, base_model=strict_model, data=data, settings=settings)
+    settings["excluded_eval_rows"] = "1"
+    run = launch_run(alice, base_model=strict_model, data=data, settings=settings)
+    assert yaml.safe_load(to_yaml(run))["settings"]["excluded_rows"] == "1"
+
+
 def test_plain_text_with_control_tokens_is_reported_before_a_run(
     alice, strict_model, device, preview_here, no_queue
 ):

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from training.engine.methods import METHODS
+from training.engine.row_numbers import MAX_CHARACTERS, parse_row_numbers
 from training.engine.settings import (
     MethodSettings,
     check_method_settings,
@@ -19,6 +20,18 @@ from training.engine.settings import (
     setting_field,
 )
 from training.errors import ConfigError
+
+
+def check_row_numbers(text: str, name: str) -> None:
+    """Raises ConfigError: the setting is not a list of row numbers, or is too long."""
+    try:
+        parse_row_numbers(text)
+    except ValueError as error:
+        raise ConfigError(
+            f"{name} must look like `3, 17-20`, ascending: {error}.", field=name
+        ) from error
+    if len(text) > MAX_CHARACTERS:
+        raise ConfigError(f"{name} has more than {MAX_CHARACTERS:,} characters.", field=name)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,6 +148,17 @@ class RunConfig(MethodSettings):
         recommended="off",
         advanced=True,
     )
+    excluded_rows: str = setting_field(
+        "",
+        "Numbers of training rows that are left out, such as 3, 17-20. A run with "
+        "skip_invalid_rows adds those that it left out.",
+        advanced=True,
+    )
+    excluded_eval_rows: str = setting_field(
+        "",
+        "Numbers of held-out rows that are left out, in the same form.",
+        advanced=True,
+    )
     precision: str = setting_field(
         "auto",
         "bf16 halves memory if the hardware supports it. mixed keeps weights in fp32 and computes "
@@ -228,6 +252,8 @@ class RunConfig(MethodSettings):
                     f"{f.name} is {value!r}, but must be one of {', '.join(choices)}.",
                     field=f.name,
                 )
+        for name in ("excluded_rows", "excluded_eval_rows"):
+            check_row_numbers(getattr(self, name), name)
         self.check_inapplicable_settings()
         check_method_settings(self)
         if self.batch_unit == "tokens" and self.max_tokens_per_batch < self.max_length:

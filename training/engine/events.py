@@ -44,8 +44,8 @@ EVENT_KINDS: dict[str, EventKind] = {
     "start": _build_kind(
         "the data and the model are loaded and the steps are planned",
         "attempt step total_steps epochs rows eval_rows tokens trained_tokens truncated_rows "
-        "empty_rows invalid_rows trainable_parameters parameters device precision optimizer "
-        "threads chat_template versions",
+        "empty_rows left_out_rows excluded_rows excluded_eval_rows trainable_parameters "
+        "parameters device precision optimizer threads chat_template versions",
     ),
     "resume": _build_kind(
         "training resumes from a checkpoint; later steps of earlier attempts are discarded",

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import pairwise
@@ -364,14 +364,19 @@ def encode_rows(
     max_length: int,
     train_on_prompt: bool,
     skip_invalid_rows: bool = False,
+    excluded: Container[int] = (),
 ) -> Iterator[EncodedRow | None]:
-    """Encode all rows in order; None for a row that is left out because it cannot be encoded.
+    """Encode all rows in order; None for a row that is left out: its number is in `excluded`, or
+    it cannot be encoded.
 
     Raises:
         DataError: a row cannot be encoded, and `skip_invalid_rows` is not set; the message starts
             with its number.
     """
     for number, row in enumerate(rows, start=1):
+        if number in excluded:
+            yield None
+            continue
         try:
             yield encode_row(tokenizer, row, max_length=max_length, train_on_prompt=train_on_prompt)
         except DataError as error:

@@ -1,9 +1,9 @@
 """`python -m training.engine.data.preview`: tokenize rows as training does. It reads a JSON request
 from stdin and writes the response to stdout.
 
-A request with `rows` returns their tokens. A request with a `file` writes the token lengths of up
-to `max_rows` evenly spaced rows to the file `into`. A model's chat template is third-party code. It
-runs in this process under limits on time and memory, never in the web server.
+A request with `rows` returns their tokens. A request with a `file` writes the token lengths of
+every row, or of every `stride`-th one, to the file `into`. A model's chat template is third-party
+code. It runs in this process under limits on time and memory, never in the web server.
 """
 
 from __future__ import annotations
@@ -35,6 +35,7 @@ MAX_CPU_SECONDS = {"preview": 20, "measure": 120}
 NO_MAX_LENGTH = 10_000_000  # A max_length that truncates nothing
 NO_TRAINED_TOKEN = 2**31 - 1  # "First trained token" of a row that has none
 MAX_PREVIEW_TOKENS = 3_000
+MAX_FAULTS = 100
 
 
 def preview_row(tokenizer: Any, row: EncodedRow, max_length: int) -> dict[str, Any]:
@@ -92,14 +93,16 @@ def measure_lengths(tokenizer: Any, request: dict[str, Any]) -> dict[str, Any]:
 
     The arrays are `total` tokens, `trained` tokens, the position of the `first` trained token, and
     the trained tokens within each of `lengths` (`trained_512`). A row that the template cannot
-    render counts as empty; the response has the number of such rows and the first fault.
+    render counts as empty; `invalid` has the numbers of such rows, and the response the faults of
+    the first ones.
     `special_token_rows` counts rows of plain text that hold special tokens of this model.
     """
-    count, max_rows = request["count"], request["max_rows"]
-    stride = -(-count // max_rows)
+    stride = request["stride"]
     names = ("total", "trained", "first", *(f"trained_{length}" for length in request["lengths"]))
     lengths: dict[str, list[int]] = {name: [] for name in names}
-    fault, invalid_count, special_token_count = "", 0, 0
+    faults: dict[int, str] = {}
+    invalid_numbers: list[int] = []
+    special_token_count = 0
     with Path(request["file"]).open(encoding="utf-8") as file:
         for line in islice(file, 0, None, stride):
             data_row = json.loads(line)
@@ -112,8 +115,9 @@ def measure_lengths(tokenizer: Any, request: dict[str, Any]) -> dict[str, Any]:
                     train_on_prompt=request["train_on_prompt"],
                 )
             except DataError as error:
-                invalid_count += 1
-                fault = fault or f"row {len(lengths['total']) * stride + 1}: {error.message}"
+                invalid_numbers.append(len(lengths["total"]) * stride + 1)
+                if len(faults) < MAX_FAULTS:
+                    faults[invalid_numbers[-1]] = error.message
                 row = EncodedRow(np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int64))
             trained_positions = np.flatnonzero(row.labels[1:] != IGNORE_INDEX)
             lengths["total"].append(len(row))
@@ -127,14 +131,14 @@ def measure_lengths(tokenizer: Any, request: dict[str, Any]) -> dict[str, Any]:
                 )
     temp_path = Path(request["into"]).with_suffix(f".{os.getpid()}.npz")
     arrays: dict[str, Any] = {
-        name: np.asarray(values, dtype=np.int32) for name, values in lengths.items()
+        name: np.asarray(values, dtype=np.int32)
+        for name, values in (lengths | {"invalid": invalid_numbers}).items()
     }
     np.savez(temp_path, **arrays)
     temp_path.rename(request["into"])
     return {
         "read": len(lengths["total"]),
-        "fault": fault,
-        "invalid": invalid_count,
+        "faults": faults,
         "special_token_rows": special_token_count,
     }
 

@@ -38,6 +38,7 @@ from training.engine.modeling.model import (
     set_deterministic,
     wrap_base_model,
 )
+from training.engine.row_numbers import format_row_numbers, list_row_numbers
 from training.engine.train import checkpoint
 from training.engine.train.memory_meter import MemoryMeter
 from training.errors import ConfigError
@@ -139,7 +140,7 @@ def prepare_session(config: RunConfig, run_dir: Path, attempt: int) -> Iterator[
         plan=plan_steps([len(row) for row in encoded.rows], config),
     )
     yield "memory", {"moment": "load", "step": 0, **meter.read_memory()}
-    start_fields = describe_start(session) | encoded.skipped_counts
+    start_fields = describe_start(session) | encoded.skipped_rows
     yield (
         "start",
         {"attempt": attempt, "chat_template": template, "parameters": parameters, **start_fields},
@@ -155,14 +156,14 @@ def prepare_session(config: RunConfig, run_dir: Path, attempt: int) -> Iterator[
 
 
 class EncodedData(NamedTuple):
-    """`rows` and `eval_rows` have trained tokens; `skipped_counts` counts empty and truncated
-    rows.
+    """`rows` and `eval_rows` have trained tokens. `skipped_rows` has the numbers of the excluded
+    rows, and counts empty and truncated ones.
     """
 
     rows: list[EncodedRow]
     eval_rows: list[EncodedRow]
     raw_eval_rows: list[dict[str, Any]]
-    skipped_counts: dict[str, int]
+    skipped_rows: dict[str, int | str]
 
 
 def encode_data(tokenizer: Any, config: RunConfig) -> Generator[Event, None, EncodedData]:
@@ -173,21 +174,25 @@ def encode_data(tokenizer: Any, config: RunConfig) -> Generator[Event, None, Enc
     """
     train_rows = read_rows(Path(config.train_data))
     raw_eval_rows = read_rows(Path(config.eval_data))[: config.eval_rows]
-    encoded = yield from encode_with_progress(tokenizer, train_rows, config, "tokenizing")
+    encoded = yield from encode_with_progress(
+        tokenizer, train_rows, config, "tokenizing", config.excluded_rows
+    )
     rows = [row for row in encoded if row is not None]
     encoded_eval = yield from encode_with_progress(
-        tokenizer, raw_eval_rows, config, "tokenizing held-out rows"
+        tokenizer, raw_eval_rows, config, "tokenizing held-out rows", config.excluded_eval_rows
     )
     raw_eval_rows = [
         row
         for row, encoded_row in zip(raw_eval_rows, encoded_eval, strict=True)
         if encoded_row is not None
     ]
-    skipped_counts = {
-        "invalid_rows": len(train_rows) - len(rows),
+    skipped_rows: dict[str, int | str] = {
+        "left_out_rows": encoded.count(None),
+        "excluded_rows": format_excluded_rows(encoded),
+        "excluded_eval_rows": format_excluded_rows(encoded_eval),
         "truncated_rows": sum(row.truncated_tokens > 0 for row in rows),
+        "empty_rows": sum(not row.trained_tokens for row in rows),
     }
-    skipped_counts["empty_rows"] = sum(not row.trained_tokens for row in rows)
     rows = [row for row in rows if row.trained_tokens]
     if not rows:
         raise DataError(
@@ -196,7 +201,12 @@ def encode_data(tokenizer: Any, config: RunConfig) -> Generator[Event, None, Enc
             field="max_length",
         )
     eval_rows = [row for row in encoded_eval if row is not None and row.trained_tokens]
-    return EncodedData(rows, eval_rows, raw_eval_rows, skipped_counts)
+    return EncodedData(rows, eval_rows, raw_eval_rows, skipped_rows)
+
+
+def format_excluded_rows(encoded: Sequence[EncodedRow | None]) -> str:
+    """The numbers of the rows that were left out, as in the setting `excluded_rows`."""
+    return format_row_numbers(number for number, row in enumerate(encoded, start=1) if row is None)
 
 
 def describe_start(session: Session) -> dict[str, object]:
@@ -271,6 +281,7 @@ def encode_with_progress(
     rows: Sequence[dict[str, Any]],
     config: RunConfig,
     phase_name: str,
+    excluded_rows: str,
 ) -> Generator[Event, None, list[EncodedRow | None]]:
     encoded_rows: list[EncodedRow | None] = []
     encoded = encode_rows(
@@ -279,6 +290,7 @@ def encode_with_progress(
         max_length=config.max_length,
         train_on_prompt=config.train_on_prompt,
         skip_invalid_rows=config.skip_invalid_rows,
+        excluded=set(list_row_numbers(excluded_rows, len(rows))),
     )
     for index, row in enumerate(encoded):
         if index % PROGRESS_INTERVAL == 0:

@@ -23,7 +23,7 @@ from training.runs.forecast.memory_estimators import CannotEstimate, get_cached_
 from training.runs.forecast.target_device import TargetDevice
 from training.runs.forecast.token_lengths import (
     TokenLengths,
-    get_cached_lengths,
+    get_run_lengths,
     get_truncation_stats,
 )
 
@@ -124,7 +124,7 @@ def suggest_fitting_change(
     """A sentence that names the first change with which the run would fit into `max_bytes`. Only
     options that have been simulated are considered.
     """
-    lengths = get_cached_lengths(data, model, train_on_prompt=config.train_on_prompt)
+    lengths = get_run_lengths(data, model, config)
     candidate, halvings = config, 0
     while halvings < 12:
         options = list_memory_options(candidate, model, lengths, target)

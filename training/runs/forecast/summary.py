@@ -4,6 +4,7 @@ file sizes and warnings.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from training.catalog.metadata import list_linear_layers
@@ -11,6 +12,7 @@ from training.catalog.models import BaseModel
 from training.datasets.models import DatasetVersion
 from training.engine.config import RunConfig
 from training.engine.methods import METHODS
+from training.engine.row_numbers import format_row_numbers
 from training.errors import UserError
 from training.formatting import format_percent
 from training.runs.forecast.batch_shapes import count_steps
@@ -19,6 +21,7 @@ from training.runs.forecast.target_device import TargetDevice
 from training.runs.forecast.token_lengths import TokenLengths, get_truncation_stats
 
 TRUNCATION_WARNING_SHARE = 0.01
+MAX_LISTED_ROWS = 20  # numbers of rows in a message
 
 
 def forecast_run(
@@ -70,7 +73,12 @@ def check_data_fits_model(
     is_partly_valid = lengths.invalid_rows < lengths.measured_rows
     if skip_invalid_rows and is_partly_valid:
         return
-    remedy = " To leave such rows out, turn on skip_invalid_rows." if is_partly_valid else ""
+    remedy = (
+        f" To leave such rows out ({format_first_numbers(lengths.invalid_numbers)}), turn on "
+        "skip_invalid_rows."
+        if is_partly_valid
+        else ""
+    )
     raise UserError(
         f"This model cannot be trained on this data: {lengths.invalid_rows:,} of "
         f"{lengths.measured_rows:,} {split} rows are invalid for it. The first is "
@@ -78,6 +86,12 @@ def check_data_fits_model(
         field="data",
         code="data_unfit",
     )
+
+
+def format_first_numbers(numbers: Sequence[int]) -> str:
+    """The first MAX_LISTED_ROWS row numbers."""
+    more = ", ..." if len(numbers) > MAX_LISTED_ROWS else ""
+    return f"{format_row_numbers(numbers[:MAX_LISTED_ROWS])}{more}"
 
 
 def check_trained_tokens(lengths: TokenLengths | None, config: RunConfig) -> None:
@@ -181,7 +195,9 @@ def get_length_warnings(truncation: dict[str, Any], config: RunConfig) -> list[s
     if invalid_rows and config.skip_invalid_rows:
         warnings.append(
             f"{invalid_rows:,} of {measured_rows:,} rows are left out, because the model's chat "
-            f"template rejects them. The first is {truncation['fault']}"
+            "template rejects them. The run records their numbers "
+            f"({format_first_numbers(truncation['invalid_numbers'])}). The first is "
+            f"{truncation['fault']}"
         )
     if truncation["empty"] > invalid_rows:
         warnings.append(

@@ -12,7 +12,8 @@ import json
 import subprocess
 import threading
 import time
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from training.datasets.models import DatasetVersion
 from training.engine.batches import build_epoch_batches, get_sequence_length
 from training.engine.config import RunConfig
 from training.engine.files import write_atomically
+from training.engine.row_numbers import list_row_numbers
 from training.errors import UserError
 
 # About 1 ms each. Of a larger dataset every n-th row is measured, and the page says so.
@@ -36,6 +38,7 @@ SLOT_TIMEOUT_SECONDS = 30
 RETRY_AFTER_SECONDS = 600
 PREVIEW_SLOTS = threading.BoundedSemaphore(3)
 HISTOGRAM_BINS = 40
+NO_TRAINED_TOKEN = 2**31 - 1  # "first trained token" of a row that has none
 TOKENIZER_FILES = (
     "tokenizer.json",
     "tokenizer.model",
@@ -63,13 +66,46 @@ class TokenLengths:
     trained_by_length: dict[int, NDArray[np.int32]]
     rows: int  # of the whole dataset; a large one is only measured in part
     template: str
-    fault: str
-    invalid_rows: int = 0  # rows that the chat template rejects
+    # Numbers of the rows that the chat template rejects, and why it rejects the first of them
+    invalid_numbers: tuple[int, ...] = ()
+    faults: Mapping[int, str] = field(default_factory=dict)
     special_token_rows: int = 0  # rows of plain text that hold special tokens of the model
 
     @property
     def measured_rows(self) -> int:
         return len(self.total)
+
+    @property
+    def invalid_rows(self) -> int:
+        return len(self.invalid_numbers)
+
+    @property
+    def fault(self) -> str:
+        """The first invalid row and what is wrong with it; empty if all rows are valid."""
+        if not self.invalid_numbers:
+            return ""
+        number = self.invalid_numbers[0]
+        return f"row {number}: {self.faults.get(number, 'see the data page')}"
+
+    def exclude_rows(self, excluded_rows: str) -> TokenLengths:
+        """The lengths without the tokens of the rows that the setting `excluded_rows` names."""
+        excluded = set(list_row_numbers(excluded_rows, self.rows))
+        if not excluded:
+            return self
+        stride = get_stride(self.rows)
+        kept = np.array(
+            [index * stride + 1 not in excluded for index in range(self.measured_rows)], dtype=bool
+        )
+        return replace(
+            self,
+            total=self.total * kept,
+            trained=self.trained * kept,
+            first_trained=np.where(kept, self.first_trained, NO_TRAINED_TOKEN),
+            trained_by_length={
+                length: trained * kept for length, trained in self.trained_by_length.items()
+            },
+            invalid_numbers=tuple(n for n in self.invalid_numbers if n not in excluded),
+        )
 
     def truncate_lengths(self, max_length: int) -> list[int]:
         """Lengths after truncation, without the rows that have no trained token left."""
@@ -82,6 +118,11 @@ class TokenLengths:
     def sample_scale(self) -> float:
         """Rows of the dataset per measured row."""
         return self.rows / max(1, self.measured_rows)
+
+
+def get_stride(rows: int) -> int:
+    """Every n-th row of a dataset of `rows` rows is measured."""
+    return max(1, -(-rows // MAX_MEASURED_ROWS))
 
 
 def run_preview(request: dict[str, Any]) -> dict[str, Any]:
@@ -146,13 +187,31 @@ def get_cached_lengths(
     if not metadata_path.is_file():
         return None
     metadata = json.loads(metadata_path.read_text())
+    if "faults" not in metadata:  # measured by an older version of SnapML
+        return None
     with np.load(path) as arrays:
         trained_by_length = {length: arrays[f"trained_{length}"] for length in LENGTH_CHOICES}
-        names = ("rows", "template", "fault", "invalid", "special_token_rows")
-        metadata_fields = [metadata[name] for name in names]
         return TokenLengths(
-            arrays["total"], arrays["trained"], arrays["first"], trained_by_length, *metadata_fields
+            arrays["total"],
+            arrays["trained"],
+            arrays["first"],
+            trained_by_length,
+            rows=metadata["rows"],
+            template=metadata["template"],
+            invalid_numbers=tuple(arrays["invalid"].tolist()),
+            faults={int(number): fault for number, fault in metadata["faults"].items()},
+            special_token_rows=metadata["special_token_rows"],
         )
+
+
+def get_run_lengths(
+    version: DatasetVersion, model: BaseModel, config: RunConfig
+) -> TokenLengths | None:
+    """The lengths of the rows that a run with these settings trains on, if they have been measured,
+    else None.
+    """
+    lengths = get_cached_lengths(version, model, train_on_prompt=config.train_on_prompt)
+    return lengths and lengths.exclude_rows(config.excluded_rows)
 
 
 def get_lengths(
@@ -177,8 +236,7 @@ def get_lengths(
     request = {
         "model": str(model.folder),
         "file": str(version.split_path(split)),
-        "count": rows,
-        "max_rows": MAX_MEASURED_ROWS,
+        "stride": get_stride(rows),
         "into": str(path),
         "train_on_prompt": train_on_prompt,
         "lengths": LENGTH_CHOICES,
@@ -196,7 +254,7 @@ def get_lengths(
         write_atomically(failed, json.dumps(fields))
         raise
     metadata = {"rows": rows} | {
-        name: response[name] for name in ("template", "fault", "invalid", "special_token_rows")
+        name: response[name] for name in ("template", "faults", "special_token_rows")
     }
     write_atomically(path.with_suffix(".json"), json.dumps(metadata))
     lengths = get_cached_lengths(version, model, train_on_prompt=train_on_prompt, split=split)
@@ -242,6 +300,7 @@ def get_truncation_stats(lengths: TokenLengths, max_length: int) -> dict[str, An
         "template": lengths.template,
         "fault": lengths.fault,
         "invalid": lengths.invalid_rows,
+        "invalid_numbers": lengths.invalid_numbers,
         "special_token_rows": lengths.special_token_rows,
     }
 

@@ -15,7 +15,7 @@ from training.auto.plan_types import GOALS, Plan, PlanInputs
 from training.catalog.metadata import list_linear_layers
 from training.catalog.models import BaseModel
 from training.datasets.models import DatasetVersion
-from training.engine.config import RunConfig
+from training.engine.config import RunConfig, check_row_numbers
 from training.engine.memory_estimator import MemoryEstimator
 from training.errors import UserError
 from training.runs.forecast import token_lengths
@@ -83,6 +83,9 @@ def make_run_plan(
         if cached is None:
             raise PlanPending("lengths")
         lengths = cached
+    excluded_rows = str(auto.locked.get("excluded_rows", ""))
+    check_row_numbers(excluded_rows, "excluded_rows")
+    lengths = lengths.exclude_rows(excluded_rows)
     check_data_fits_model(lengths, skip_invalid_rows=auto.locked.get("skip_invalid_rows") is True)
     if not lengths.measured_rows:
         raise UserError("The data has no rows to train on.", field="data")

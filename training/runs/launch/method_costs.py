@@ -26,7 +26,7 @@ from training.runs.forecast.memory_estimators import (
 )
 from training.runs.forecast.summary import describe_fit
 from training.runs.forecast.target_device import TargetDevice, get_target_device
-from training.runs.forecast.token_lengths import TokenLengths, get_cached_lengths
+from training.runs.forecast.token_lengths import TokenLengths, get_run_lengths
 from training.runs.launch.settings_form import switch_method
 from training.runs.models import Run
 from training.runs.states import UNFINISHED
@@ -150,9 +150,7 @@ def compute_missing_forecasts() -> None:
             continue
         attempted_paths.add(path)
         try:
-            lengths = get_cached_lengths(
-                run.data, run.base_model, train_on_prompt=config.train_on_prompt
-            )
+            lengths = get_run_lengths(run.data, run.base_model, config)
             forecast = forecast_for_device(
                 target, get_estimator(run.base_model.folder, config, target.kind), config, lengths
             )

@@ -101,6 +101,21 @@ class LaunchRequest:
 
 
 @dataclass(frozen=True)
+class LaunchLengths:
+    """Token lengths of the training and the held-out rows; None: not measured yet."""
+
+    train: TokenLengths | None = None
+    held_out: TokenLengths | None = None
+
+    def exclude_rows(self, config: RunConfig) -> LaunchLengths:
+        """The lengths of the rows that a run with these settings uses."""
+        return LaunchLengths(
+            self.train and self.train.exclude_rows(config.excluded_rows),
+            self.held_out and self.held_out.exclude_rows(config.excluded_eval_rows),
+        )
+
+
+@dataclass(frozen=True)
 class ResolvedLaunch:
     """A checked request: the settings of every member, the plan, and the warnings."""
 
@@ -109,12 +124,12 @@ class ResolvedLaunch:
     grid: dict[str, list[Any]]
     plan: Plan | None
     target: TargetDevice
-    lengths: dict[bool, TokenLengths | None]  # by train_on_prompt; None: not measured yet
+    lengths: dict[bool, LaunchLengths]  # by train_on_prompt
     warnings: list[str]
     impossible: dict[str, str]  # label of a member with wrong settings -> reason
 
     def lengths_for(self, config: RunConfig) -> TokenLengths | None:
-        return self.lengths[config.train_on_prompt]
+        return self.lengths[config.train_on_prompt].exclude_rows(config).train
 
     def forecast_first_run(self) -> dict[str, Any]:
         """The forecast of the first member, with the warnings of all members."""
@@ -153,13 +168,9 @@ def resolve_request(
     if request.start_version:
         members, unstartable = collect_startable_members(request, request.start_version, members)
         impossible |= unstartable
-    skip_invalid_rows = all(member.config.skip_invalid_rows for member in members)
     lengths = {
         train_on_prompt: find_launch_lengths(
-            request,
-            train_on_prompt=train_on_prompt,
-            measure=measure,
-            skip_invalid_rows=skip_invalid_rows,
+            request, train_on_prompt=train_on_prompt, measure=measure
         )
         for train_on_prompt in {member.config.train_on_prompt for member in members}
     }
@@ -169,7 +180,9 @@ def resolve_request(
         warning
         for member in members
         for warning in collect_warnings(
-            member.config, request.base_model, lengths[member.config.train_on_prompt]
+            member.config,
+            request.base_model,
+            lengths[member.config.train_on_prompt].exclude_rows(member.config).train,
         )
     ]
     unique = list(dict.fromkeys(warnings))
@@ -177,13 +190,13 @@ def resolve_request(
 
 
 def find_launch_lengths(
-    request: LaunchRequest, *, train_on_prompt: bool, measure: bool, skip_invalid_rows: bool
-) -> TokenLengths | None:
-    """The token lengths of the training rows; None if they are not cached, or with `measure`, if
+    request: LaunchRequest, *, train_on_prompt: bool, measure: bool
+) -> LaunchLengths:
+    """The token lengths of the data. They are None if they are not cached, or with `measure`, if
     measuring takes too long or too much memory here.
 
     Raises:
-        UserError: the model's tokenizer fails on the data, or cannot render a held-out row.
+        UserError: the model's tokenizer fails on the data.
     """
     find_lengths = partial(
         get_lengths if measure else get_cached_lengths,
@@ -192,21 +205,18 @@ def find_launch_lengths(
         train_on_prompt=train_on_prompt,
     )
     try:
-        if request.data.eval_rows:
-            check_data_fits_model(
-                find_lengths(split="eval"),
-                skip_invalid_rows=skip_invalid_rows,
-                split="held-out",
-            )
-        return find_lengths()
+        return LaunchLengths(
+            held_out=find_lengths(split="eval") if request.data.eval_rows else None,
+            train=find_lengths(),
+        )
     except UserError as error:
         if isinstance(error, PreviewBusy) or error.code == "preview_failed":
-            return None
+            return LaunchLengths()
         raise
 
 
 def collect_trainable_members(
-    request: LaunchRequest, lengths: Mapping[bool, TokenLengths | None], members: list[Member]
+    request: LaunchRequest, lengths: Mapping[bool, LaunchLengths], members: list[Member]
 ) -> tuple[list[Member], dict[str, str]]:
     """The members that can be trained on the data, and the label and reason of each that cannot.
     These are refusals: no `accept_warnings` skips them.
@@ -216,9 +226,13 @@ def collect_trainable_members(
     """
 
     def check_member(member: Member) -> Member:
-        member_lengths = lengths[member.config.train_on_prompt]
-        check_data_fits_model(member_lengths, skip_invalid_rows=member.config.skip_invalid_rows)
-        check_trained_tokens(member_lengths, member.config)
+        config = member.config
+        used = lengths[config.train_on_prompt].exclude_rows(config)
+        check_data_fits_model(
+            used.held_out, skip_invalid_rows=config.skip_invalid_rows, split="held-out"
+        )
+        check_data_fits_model(used.train, skip_invalid_rows=config.skip_invalid_rows)
+        check_trained_tokens(used.train, config)
         return member
 
     return collect_possible(

@@ -105,6 +105,7 @@ class LengthsOut(Schema):
     template: str
     fault: str
     invalid: int
+    invalid_numbers: list[int]
     special_token_rows: int
     histogram: dict[str, list[int]]
 

@@ -21,6 +21,7 @@ TITLES = {
     "auto_reduce_memory": "Recover from out of memory",
     "save_steps": "Save every",
     "threads": "CPU threads",
+    "excluded_eval_rows": "Excluded held-out rows",
     "lr_scheduler_type": "Learning rate schedule",
     "optim": "Optimizer",
     "export_checkpoint": "Checkpoint to export",
@@ -68,6 +69,8 @@ GROUPS = (
         (
             "train_on_prompt",
             "skip_invalid_rows",
+            "excluded_rows",
+            "excluded_eval_rows",
             "precision",
             "gradient_checkpointing",
             "auto_reduce_memory",

@@ -16,7 +16,7 @@ import yaml
 from training.errors import TooLarge, UserError
 from training.text_input import InvalidInput, check_value, parse_int
 
-MAX_CHARACTERS = 16_000
+MAX_CHARACTERS = 64_000
 MAX_DEPTH = 20  # a run needs 3; PyYAML's time grows with the square of the depth
 # Read as text as written: a name may be `no`, `1e5` or `1.10`, and a digest may have only digits.
 TEXT_KEYS = frozenset({"name", "model", "data", "pool", "priority", "sha256", "goal"})

@@ -14,7 +14,7 @@ from training.gpus.scheduling.state import NO_TEAM, WaitingRun
 from training.people.models import User
 from training.runs.forecast.memory import get_cached_forecast
 from training.runs.forecast.target_device import get_target_device
-from training.runs.forecast.token_lengths import get_cached_lengths
+from training.runs.forecast.token_lengths import get_run_lengths
 from training.runs.models import Run
 from training.runs.queue.checks import check_fits_pool, check_priority
 from training.runs.signals import run_changed
@@ -94,7 +94,7 @@ def change_pool(user: User, run: Run, pool: Pool) -> None:
             code="device_assigned",
         )
     config = RunConfig.from_dict(run.config)
-    lengths = get_cached_lengths(run.data, run.base_model, train_on_prompt=config.train_on_prompt)
+    lengths = get_run_lengths(run.data, run.base_model, config)
     # Without a cached forecast, a worker makes one
     forecast = get_cached_forecast(config, run.base_model, lengths, get_target_device(pool)) or {}
     check_fits_pool(

@@ -90,7 +90,14 @@ def on_phase(run: Run, event: JournalEvent) -> dict[str, Any]:
 def on_start(run: Run, event: JournalEvent) -> dict[str, Any]:
     # Conditional, because a user may have just asked to stop.
     Run.objects.filter(pk=run.pk, state=State.STARTING).update(state=State.RUNNING)
-    return {"start_info": get_event_fields(event), "total_steps": event["total_steps"]}
+    fields = get_event_fields(event)
+    # Rows that the template rejected are known only now. With their numbers in the config, the run
+    # can be repeated on the same rows.
+    excluded = {
+        name: fields[name] for name in ("excluded_rows", "excluded_eval_rows") if fields.get(name)
+    }
+    change = {"start_info": fields, "total_steps": event["total_steps"]}
+    return change | ({"config": run.config | excluded} if excluded else {})
 
 
 def on_step(run: Run, event: JournalEvent) -> dict[str, Any]:

@@ -23,7 +23,7 @@ from training.runs.forecast.memory_options import (
     list_memory_options,
 )
 from training.runs.forecast.target_device import get_target_device
-from training.runs.forecast.token_lengths import get_cached_lengths
+from training.runs.forecast.token_lengths import get_run_lengths
 from training.runs.launch import services
 from training.runs.models import Run
 from training.runs.states import State
@@ -34,7 +34,7 @@ AUTOMATIC_OPTIONS = ("halve", "checkpointing")  # those that do not change the r
 def list_recovery_options(run: Run) -> list[MemoryOption]:
     """The memory options of a run, with the forecasts that are cached."""
     config = RunConfig.from_dict(run.config)
-    lengths = get_cached_lengths(run.data, run.base_model, train_on_prompt=config.train_on_prompt)
+    lengths = get_run_lengths(run.data, run.base_model, config)
     return list_memory_options(config, run.base_model, lengths, get_target_device(run.pool))
 
 
