@@ -18,11 +18,11 @@ from adapters.inference.answer_format import CallFormat, find_call_format, find_
 from adapters.inference.multi_lora import RowAdapters, patch_lora_layers
 from adapters.inference.types import AdapterRef, BaseRef
 from training.engine.data.conversations import (
-    DataError,
     ensure_chat_template,
     load_tokenizer,
     render_messages,
 )
+from training.engine.data.errors import DataError
 from training.engine.modeling.library_patches import MIXED_BATCH_TUNERS
 from training.engine.modeling.model import get_fastest_dtype, load_base, resolve_device
 from training.engine.modeling.weights import load_adapter

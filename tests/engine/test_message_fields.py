@@ -8,7 +8,6 @@ import pytest
 from tests import tiny
 from training.engine.data.conversations import (
     IGNORE_INDEX,
-    DataError,
     encode_messages,
     encode_prompt,
     encode_row,
@@ -17,6 +16,7 @@ from training.engine.data.conversations import (
     load_tokenizer,
     render_messages,
 )
+from training.engine.data.errors import DataError
 
 QUESTION = {"role": "user", "content": "how warm is it?"}
 ANSWER = {"role": "assistant", "content": "21 degrees"}

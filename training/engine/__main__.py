@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TextIO
 
 from training.engine.config import RunConfig
-from training.engine.data.conversations import DataError
+from training.engine.data.errors import DataError
 from training.engine.events import Journal
 from training.engine.fast_imports import fast_imports
 from training.engine.files import describe_storage_error, write_atomically

@@ -13,7 +13,7 @@ import json
 import re
 from collections.abc import Container, Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,8 @@ import numpy as np
 from jinja2 import TemplateError
 from numpy.typing import NDArray
 
-from training.errors import UserError
+from training.engine.data.errors import DataError
+from training.engine.data.template_checks import check_template_keeps_row
 
 IGNORE_INDEX = -100  # torch's cross entropy ignores this label
 
@@ -43,10 +44,6 @@ MARK = chr(0xF0000)
 
 Message = dict[str, Any]
 Row = dict[str, Any]
-
-
-class DataError(UserError):
-    """The data cannot be used to train this model."""
 
 
 @dataclass(frozen=True)
@@ -234,14 +231,13 @@ def find_assistant_spans(tokenizer: Any, row: Row) -> tuple[str, list[tuple[int,
 
     Raises:
         DataError: the template renders earlier turns differently when later ones follow, so the
-            spans are unknown; or it drops the tool calls or the reasoning that should be trained.
+            spans are unknown; or it drops the reasoning that should be trained.
     """
     text = render_messages(tokenizer, row)
     spans = []
     for index, message in enumerate(row["messages"]):
         if is_trained(message) and index > 0:
             span = find_turn_span(tokenizer, row, text, index)
-            check_tool_calls(message, text[slice(*span)], index)
             check_reasoning(message, text[slice(*span)], index)
             spans.append(span)
     return text, spans
@@ -249,7 +245,8 @@ def find_assistant_spans(tokenizer: Any, row: Row) -> tuple[str, list[tuple[int,
 
 def find_turn_span(tokenizer: Any, row: Row, text: str, index: int) -> tuple[int, int]:
     prompt = render_messages(tokenizer, row, message_count=index, add_generation_prompt=True)
-    answered = render_messages(tokenizer, row, message_count=index + 1)
+    is_last = index + 1 == len(row["messages"])
+    answered = text if is_last else render_messages(tokenizer, row, message_count=index + 1)
     if not (
         text.startswith(prompt)
         and text.startswith(answered.rstrip())
@@ -278,23 +275,6 @@ def check_reasoning(message: Message, rendered: str, index: int) -> None:
         )
 
 
-def check_tool_calls(message: Message, rendered: str, index: int) -> None:
-    """Check that the rendered turn has the message's tool calls.
-
-    Raises:
-        DataError: the template drops them, so an empty answer would be trained.
-    """
-    for call in message.get("tool_calls", ()):
-        name = call["function"]["name"]
-        if name not in rendered:
-            raise DataError(
-                f"The model's chat template drops the tool call `{name[:80]}` (message "
-                f"{index + 1}), so it cannot be trained. Use a model whose template supports "
-                "tools, or write the call as text of the assistant.",
-                code="template_without_tools",
-            )
-
-
 def encode_row(
     tokenizer: Any, row: Row, *, max_length: int, train_on_prompt: bool = False
 ) -> EncodedRow:
@@ -303,6 +283,9 @@ def encode_row(
     A token is trained if it starts inside an assistant span. The complete text is tokenized at
     once, as in generation. Plain text gets the tokenizer's BOS token, if it adds one, and its EOS
     token.
+
+    Raises:
+        DataError: the chat template rejects the row, or drops a part of it.
     """
     if "text" in row:
         ids = np.asarray(encode_text(tokenizer, row["text"]), dtype=np.int64)
@@ -315,10 +298,10 @@ def encode_row(
     if train_on_prompt:
         text, spans = render_messages(tokenizer, row), [(0, 2**62)]
         if ends_with_answer(row):
-            check_tool_calls(row["messages"][-1], text, len(row["messages"]) - 1)
             check_reasoning(row["messages"][-1], text, len(row["messages"]) - 1)
     else:
         text, spans = find_assistant_spans(tokenizer, row)
+    check_template_keeps_row(row, text, partial(render_messages, tokenizer))
     token_ids, token_starts = tokenize_rendered(tokenizer, text)
     ids, starts = np.asarray(token_ids, dtype=np.int64), np.asarray(token_starts, dtype=np.int64)
     is_in_span = np.zeros(len(ids), dtype=bool)

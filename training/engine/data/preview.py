@@ -21,13 +21,13 @@ import numpy as np
 from training.child_process import emit_message
 from training.engine.data.conversations import (
     IGNORE_INDEX,
-    DataError,
     EncodedRow,
     encode_row,
     ensure_chat_template,
     has_special_tokens,
     load_tokenizer,
 )
+from training.engine.data.errors import DataError
 from training.errors import UserError
 
 MAX_MEMORY_BYTES = 6 * 2**30  # address space

@@ -14,12 +14,12 @@ import torch
 
 from training.engine.data.conversations import (
     IGNORE_INDEX,
-    DataError,
     EncodedRow,
     encode_prompt,
     encode_row,
     ends_with_answer,
 )
+from training.engine.data.errors import DataError
 from training.engine.stop_requests import StopRequests
 from training.engine.train.evaluate import eval_mode
 from training.engine.train.session import Event, Session

@@ -16,13 +16,13 @@ import torch
 from training.engine.batches import BatchPlan, plan_steps
 from training.engine.config import RunConfig
 from training.engine.data.conversations import (
-    DataError,
     EncodedRow,
     encode_rows,
     ensure_chat_template,
     load_tokenizer,
     read_rows,
 )
+from training.engine.data.errors import DataError
 from training.engine.methods import METHODS
 from training.engine.modeling import optimizers, weights
 from training.engine.modeling.adapter_init import initialize_adapter

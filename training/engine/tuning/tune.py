@@ -20,7 +20,8 @@ from typing import Any
 import torch
 
 from training.engine.config import RunConfig
-from training.engine.data.conversations import DataError, EncodedRow
+from training.engine.data.conversations import EncodedRow
+from training.engine.data.errors import DataError
 from training.engine.modeling import optimizers
 from training.engine.modeling.model import LabeledPositionsHead
 from training.engine.outcome import Outcome
