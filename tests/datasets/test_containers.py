@@ -199,3 +199,30 @@ def test_a_file_without_a_readable_row_is_rejected_with_its_error(tmp_path, cont
     with pytest.raises(BadFile) as rejected:
         detect(tmp_path, content, name)
     assert message in rejected.value.message
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("a.txt", b"prompt\tcompletion\r\nname a river\tRhine\r\n"),
+        ("a.txt", "prompt\tcompletion\r\nname a river\tRhine\r\n".encode("utf-16")),
+        ("a.txt", b'prompt,completion\n"name a river",Rhine\n'),
+        ("a.csv", b"SEP=;\nprompt;completion\nname a river;Rhine\n;\n"),
+        ("a.csv", b'"sep=;"\nprompt;completion\nname a river;Rhine\n'),
+        ("a.csv", b'prompt,completion\rname a river,Rhine\r"a\nb",c\r'),
+        ("a.csv", b"\xef\xbb\xbf\xef\xbb\xbfprompt,completion\nname a river,Rhine\n"),
+    ],
+)
+def test_tables_of_excel_are_read(tmp_path, name, content):
+    report = detect_and_check(tmp_path, content, name)
+    assert report["problems"]["count"] == 0
+    contents = [message["content"] for message in next(iter(read_staged(tmp_path)))["messages"]]
+    assert contents == ["name a river", "Rhine"]
+
+
+def test_a_paragraph_keeps_the_indentation_of_its_first_line(tmp_path):
+    detect_and_check(tmp_path, b"    def f():\n        return 1\n\nx = 1\n", "a.txt")
+    assert [row["text"] for row in read_staged(tmp_path)] == [
+        "    def f():\n        return 1",
+        "x = 1",
+    ]

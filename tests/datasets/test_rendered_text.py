@@ -59,3 +59,26 @@ def test_text_like_control_tokens_in_messages_is_reported():
         "count": 1,
         "examples": [{"location": "line 3", "description": "<|im_end|>"}],
     }
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "<|user|>\nhi<|end|>\n<|assistant|>\nho<|end|>\n<|endoftext|>",
+        "<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\nho<|im_end|></s>",
+        "<start_of_turn>user\nhi<end_of_turn>\n<start_of_turn>model\nho<end_of_turn>\n<eos>",
+    ],
+)
+def test_an_end_token_after_the_last_turn_is_no_text(text):
+    messages = to_row({"text": text}, guess_mapping([{"text": text}])).messages
+    assert [message["content"] for message in messages] == ["hi", "ho"]
+
+
+def test_the_indentation_of_an_answer_is_kept():
+    text = (
+        "<|start_header_id|>user<|end_header_id|>\n\nhi<|eot_id|>"
+        "<|start_header_id|>assistant<|end_header_id|>\n\n    return 1<|eot_id|><|end_of_text|>"
+    )
+    assert to_row({"text": text}, guess_mapping([{"text": text}])).messages[1]["content"] == (
+        "    return 1"
+    )

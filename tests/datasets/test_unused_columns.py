@@ -182,3 +182,53 @@ def test_rows_linked_by_parent_ids_become_conversations(tmp_path):
     problems = report["problems"]["messages"]
     assert [problem.split(":")[0] for problem in problems] == ["line 5", "line 6", "line 7"]
     assert "`9`" in problems[0] and "cycle" in problems[1]
+
+
+def test_an_alpaca_row_without_an_instruction_has_its_input_as_the_prompt():
+    record = {"instruction": "", "input": "name a river", "output": "Rhine"}
+    assert read_messages(record)[0]["content"] == "name a river"
+
+
+def test_a_system_message_may_be_a_list_of_text_parts():
+    record = {
+        "system": [{"text": "be kind"}],
+        "messages": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "ho"}],
+    }
+    assert read_messages(record)[0] == {"role": "system", "content": "be kind"}
+
+
+ASK, GOOD, BAD = (
+    {"role": "user", "content": "name a river"},
+    {"role": "assistant", "content": "Rhine"},
+    {"role": "assistant", "content": "Alps"},
+)
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        {"input": {"messages": [ASK]}, "preferred_output": [GOOD], "non_preferred_output": [BAD]},
+        {
+            "conversations": [{"from": "human", "value": "name a river"}],
+            "chosen": {"from": "gpt", "value": "Rhine"},
+            "rejected": {"from": "gpt", "value": "Alps"},
+        },
+        {"instruction": "name a", "input": "river", "chosen": "Rhine", "rejected": "Alps"},
+    ],
+    ids=["OpenAI", "ShareGPT", "Alpaca"],
+)
+def test_every_form_of_preference_data_is_asked_about_and_read(record):
+    mapping = guess_mapping([record])
+    assert (mapping.row_format, mapping.is_certain) == ("preference", False)
+    row = to_row(record, mapping)
+    assert row.messages[-1]["content"] == "Rhine" and not row.unused
+    assert row.messages[0]["content"].split() == ["name", "a", "river"]
+
+
+def test_other_keys_of_openais_preference_input_are_listed():
+    record = {
+        "input": {"messages": [ASK], "parallel_tool_calls": True},
+        "preferred_output": [GOOD],
+        "non_preferred_output": [BAD],
+    }
+    assert to_row(record, guess_mapping([record])).unused == {"input.parallel_tool_calls"}

@@ -13,8 +13,7 @@ from typing import Any
 
 from training.datasets.errors import BadFile
 from training.datasets.formats import EXTENSION_FORMATS, ZIP_MAGIC
-from training.datasets.hub import split_from_path
-from training.datasets.rows import SPLIT_ALIASES
+from training.datasets.rows import find_split
 
 MAX_FILES = 1_000
 END_RECORD_BYTES = 22 + 65_535  # the record and its longest comment
@@ -102,8 +101,8 @@ def unpack_zip(
         target = f"{file['file']}.{number}"
         with archive.open(members[name]) as source, (folder / target).open("wb") as out:
             shutil.copyfileobj(source, out)  # zipfile ends at the size in the directory
-        stem = PurePosixPath(name).name.split(".")[0].split("-")[0].lower()
-        split = file.get("split") or split_from_path(name) or SPLIT_ALIASES.get(stem, "")
+        path = PurePosixPath(name)
+        split = file.get("split") or find_split(path.name) or find_split(path.parent.name)
         unpacked.append({"file": target, "name": name[-100:], "split": split})
     return sorted(unpacked, key=lambda entry: entry["split"] not in ("", "train"))
 

@@ -44,7 +44,14 @@ ROW_FORMAT_PARTS: dict[str, tuple[tuple[str, bool], ...]] = {
         ("system", False),
         ("tools", False),
     ),
-    "preference": (("prompt", False), ("chosen", True), ("rejected", False), ("system", False)),
+    "preference": (
+        ("prompt", False),
+        ("input", False),
+        ("chosen", True),
+        ("rejected", False),
+        ("system", False),
+        ("tools", False),
+    ),
     "chain": (
         ("id", True),
         ("parent", True),
@@ -65,10 +72,10 @@ PART_ALIASES: dict[str, tuple[str, ...]] = {
         "input",
         "user",
         "human",
-        "source",
-        "description",
         "text",
         "sentence",
+        "source",
+        "description",
     ),
     "completion": (
         "completion",

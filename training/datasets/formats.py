@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
+from training.datasets.column_mapping import PART_ALIASES
 from training.datasets.errors import BadFile
 from training.datasets.rows import MAX_ROW_BYTES
 
@@ -56,7 +57,8 @@ MAGIC_BYTES = (
     (b"\x28\xb5\x2f\xfd", "a Zstandard file"),
     *((bytes((0x80, protocol)), "a Python pickle") for protocol in range(2, 6)),
 )
-EXCEL_SEPARATOR = re.compile("sep=(.)\r?\n")  # the first line that Excel writes
+LINE_END = re.compile("\r\n|\r|\n")
+EXCEL_SEPARATOR = re.compile('"?sep=(.)"?\r?\n', re.IGNORECASE)  # the first line that Excel writes
 
 
 @dataclass(frozen=True)
@@ -106,12 +108,21 @@ def detect_format(path: Path, name: str) -> Format:
     text = decode_head(head, encoding)
     if text.lstrip()[:1] in ("{", "["):  # the first row may be longer than the head
         text = decode_head(read_head(path, zipped, MAX_ROW_BYTES), encoding)
-    has_cr_lines = "\n" not in text and "\r" in text.strip()
+    has_cr_lines = ends_with_cr(text)
     if has_cr_lines:
         text = text.replace("\r", "\n")
     return detect_text_format(
         text, stem, zipped=zipped, encoding=encoding, has_cr_lines=has_cr_lines
     )
+
+
+def ends_with_cr(text: str) -> bool:
+    """Whether lines end with a carriage return alone. Quoted cells of such a file may hold
+    newlines.
+    """
+    first = LINE_END.search(text)
+    is_cr = first is not None and first[0] == "\r" and "\r\n" not in text
+    return is_cr and text.count("\r") > text.count("\n")
 
 
 def read_head(path: Path, zipped: bool, size: int) -> bytes:
@@ -179,11 +190,25 @@ def detect_text_format(head: str, name: str, **options: Any) -> Format:
     is_json_name = extension_format in ("json", "jsonl")
     if json_kind and (is_json_name or not extension_format or begins_with_json_row(head)):
         return Format(json_kind, **options)
-    if extension_format == "csv" or (not extension_format and detect_delimiter(head, name)):
+    is_table = extension_format == "csv" or (
+        bool(detect_delimiter(head, name))
+        and (not extension_format or has_known_header(head, name))
+    )
+    if is_table:
         return Format("csv", delimiter=detect_delimiter(head, name) or ",", **options)
     if is_json_name:
         return Format(extension_format, **options)
     return Format("text", **options)
+
+
+def has_known_header(head: str, name: str) -> bool:
+    """Whether a text file is a table: its first line names a prompt and an answer, or messages, as
+    in Excel's "Text (tab delimited)".
+    """
+    cells = head.lstrip("\ufeff").split("\n", 1)[0].split(detect_delimiter(head, name))
+    names = {cell.strip().strip('"').lower() for cell in cells}
+    has_pair = names & {*PART_ALIASES["prompt"]} and names & {*PART_ALIASES["completion"]}
+    return bool(has_pair or names & {"messages", "conversations"})
 
 
 def begins_with_json_row(head: str) -> bool:

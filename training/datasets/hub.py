@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from training.datasets.rows import find_split
 from training.errors import NotFound, TooLarge, UserError
 
 HUB_ID = re.compile(r"[\w.-]{1,96}(/[\w.-]{1,96})?")
@@ -107,15 +108,7 @@ def split_from_path(path: str) -> str:
     """The split (train, eval or test) that a file's folder names; empty for any other split, such
     as `unsupervised`, whose files are skipped.
     """
-    folder = Path(path).parent.name.removeprefix("partial-")
-    split_prefixes = (
-        ("train", "train"),
-        ("valid", "eval"),
-        ("val", "eval"),
-        ("dev", "eval"),
-        ("test", "test"),
-    )
-    return next((split for beginning, split in split_prefixes if folder.startswith(beginning)), "")
+    return find_split(Path(path).parent.name)
 
 
 def select_configuration(paths: list[str]) -> list[str]:

@@ -11,8 +11,8 @@ from collections.abc import Generator, Iterator, Mapping
 from typing import Any
 
 from training.datasets.errors import BadRow
-from training.datasets.rows import MAX_ROW_BYTES, SPLIT_ALIASES, is_message
-from training.datasets.values import check_unique_keys
+from training.datasets.rows import MAX_ROW_BYTES, belongs_to_conversation, find_split, is_message
+from training.datasets.values import WrittenFloat, check_unique_keys
 from training.formatting import format_binary_bytes
 
 CHUNK_SIZE = 2**16
@@ -24,11 +24,15 @@ EDGE = 16
 WRAPPER_KEYS = frozenset(
     ("data", "rows", "records", "examples", "items", "samples", "instances", "dataset", "results")
 )
+# Keys of a row, which is no wrapper
+PROMPT_KEYS = frozenset(("prompt", "question", "query", "instruction", "input", "user", "human"))
+ANSWER_KEYS = frozenset(("completion", "answer", "response", "output", "target", "assistant"))
+KEY_COLUMN = "key"  # of the rows under several keys
 NumberedValue = tuple[int, dict[str, Any] | BadRow]
 Rows = Generator[NumberedValue, None, bool]  # returns whether reading can go on
 
 
-DECODER = json.JSONDecoder(object_pairs_hook=check_unique_keys)
+DECODER = json.JSONDecoder(object_pairs_hook=check_unique_keys, parse_float=WrittenFloat)
 LENIENT_DECODER = json.JSONDecoder()
 
 
@@ -161,14 +165,21 @@ def iter_json_objects(file: Any) -> Iterator[NumberedValue]:
 def iter_array(reader: JsonReader, split: str = "") -> Rows:
     """The rows of an array. An array of messages is one row."""
     conversation: list[Any] = []
+    lines: list[int] = []
     start_line, is_first, size = reader.line, True, 0
     reader.skip_character("[")
     while (next_character := reader.peek_character()) and next_character != "]":
         line, (value, end) = reader.line, read_item(reader)
         size += end - reader.position
         if (conversation or is_first) and is_message(value):
-            if size <= MAX_ROW_BYTES or not conversation:
-                conversation.append(value)
+            if belongs_to_conversation(value, conversation[0] if conversation else value):
+                if size <= MAX_ROW_BYTES or not conversation:
+                    conversation.append(value)
+                    lines.append(line)
+            else:  # each item is a row
+                for number, record in zip([*lines, line], [*conversation, value], strict=True):
+                    yield number, add_split(record, split)
+                conversation, lines = [], []
         else:
             yield line, add_split(to_record(value), split)
         is_first = False
@@ -214,9 +225,7 @@ def add_split(record: dict[str, Any] | BadRow, split: str) -> dict[str, Any] | B
 
 
 def iter_object(reader: JsonReader, is_first: bool) -> Rows:
-    """An object as one row, or the rows in it: of arrays under a usual key, or if it is the only
-    value of the file, under any keys, or in columns.
-    """
+    """An object as one row. The only one of a file may hold the rows, in arrays or in columns."""
     line, (value, end) = reader.line, read_item(reader)
     if is_first and isinstance(value, BadRow) and value.code == "row_too_large":
         return (yield from iter_wrapper(reader))
@@ -224,8 +233,9 @@ def iter_object(reader: JsonReader, is_first: bool) -> Rows:
         length = end - reader.position
         is_only_value = reader.is_last_value(end)
         end = reader.position + length
-        row_keys = find_row_keys(value, is_only_value=is_only_value)
-        if row_keys and all(isinstance(value[key], list) for key in row_keys):
+        if is_only_value and value and all(inner == [] for inner in value.values()):
+            return False  # no rows
+        if is_only_value and (row_keys := find_row_keys(value)):
             shared = {key: inner for key, inner in value.items() if key not in row_keys}
             return (yield from iter_wrapper(reader, row_keys, shared))
         if is_only_value and (rows := transpose_columns(value)):
@@ -238,20 +248,23 @@ def iter_object(reader: JsonReader, is_first: bool) -> Rows:
     return bool(end)
 
 
-def find_row_keys(value: Mapping[str, Any], *, is_only_value: bool) -> list[str]:
+def find_row_keys(value: Mapping[str, Any]) -> list[str]:
     """The keys of an object that hold lists of rows. One of WRAPPER_KEYS is enough; with the name
     of a split, all lists are splits; other names only if the object holds nothing else. An object
-    that holds messages is a row itself.
+    that holds messages, or a prompt and its answer, is a row itself.
     """
     if any(isinstance(inner, list) and inner and is_message(inner[0]) for inner in value.values()):
         return []
     keys = [key for key, inner in value.items() if is_list_of_rows(inner)]
+    texts = {key.lower() for key, inner in value.items() if isinstance(inner, str)}
+    if texts & PROMPT_KEYS and texts & ANSWER_KEYS:
+        return []
     for key in keys:
         if key.lower() in WRAPPER_KEYS and "columns" not in value:
             return [key]
-    if any(key.lower() in SPLIT_ALIASES for key in keys):
+    if any(find_split(key) for key in keys):
         return keys
-    return keys if is_only_value and len(keys) == len(value) else []
+    return keys if len(keys) == len(value) else []
 
 
 def is_list_of_rows(value: Any) -> bool:
@@ -264,7 +277,7 @@ def is_list_of_rows(value: Any) -> bool:
 
 def transpose_columns(value: Mapping[str, Any]) -> list[dict[str, Any]]:
     """The rows of an object that pandas' `to_json` wrote: columns as lists, columns or rows keyed
-    by the index, or `{"columns": [...], "data": [[...]]}`.
+    by the index, or `{"columns": [...], "data": [[...]]}`. An index of texts is a column.
     """
     names, cells = value.get("columns"), value.get("data")
     inner = list(value.values())
@@ -276,15 +289,15 @@ def transpose_columns(value: Mapping[str, Any]) -> list[dict[str, Any]]:
         has_messages = any(is_message(cell) for column in inner for cell in column)
         if len({len(column) for column in inner}) == 1 and len(inner[0]) > 1 and not has_messages:
             rows = [dict(zip(value, row, strict=True)) for row in zip(*inner, strict=True)]
-    elif len(inner) > 1 and all(
-        isinstance(column, dict) and column.keys() == inner[0].keys() for column in inner
-    ):
-        is_by_column = all(key.isdecimal() for key in inner[0])
-        rows = (
-            [{name: value[name][key] for name in value} for key in inner[0]]
-            if is_by_column
-            else inner
-        )
+    elif len(inner) > 1 and all(isinstance(column, dict) and column for column in inner):
+        has_equal_keys = all(column.keys() == inner[0].keys() for column in inner)
+        if has_equal_keys and all(key.isdecimal() for key in inner[0]):
+            rows = [{name: value[name][key] for name in value} for key in inner[0]]
+        elif set.intersection(*map(set, inner)):
+            is_index = all(key.isdecimal() for key in value)
+            rows = [
+                column if is_index else {KEY_COLUMN: key, **column} for key, column in value.items()
+            ]
     return rows
 
 
@@ -293,12 +306,14 @@ def iter_wrapper(
     row_keys: list[str] | None = None,
     shared: Mapping[str, Any] | None = None,
 ) -> Rows:
-    """The rows of the arrays in an object. An array beside one whose key names a split is a split.
-    The object's other values, `shared`, are columns of every row. `row_keys` None: the object is
-    too large to be parsed at once, and all arrays hold rows.
+    """The rows of the arrays in an object. An array beside one whose key names a split is a split;
+    other keys become a column if there are several. The object's other values, `shared`, are
+    columns of every row. `row_keys` None: the object is too large to be parsed at once, all arrays
+    hold rows, and other values can be columns only if they come first.
     """
-    start_line, has_rows = reader.line, False
-    has_splits = any(key.lower() in SPLIT_ALIASES for key in row_keys or ())
+    start_line, has_rows, columns = reader.line, False, dict(shared or {})
+    has_splits = any(find_split(key) for key in row_keys or ())
+    needs_key = len(row_keys or ()) > 1
     reader.skip_character("{")
     while (next_character := reader.peek_character()) != "}":
         key, end = read_item(reader)
@@ -310,15 +325,27 @@ def iter_wrapper(
         reader.skip_character(":")
         if reader.peek_character() == "[" and (row_keys is None or key in row_keys):
             has_rows = True
-            is_split = has_splits or key.lower() in SPLIT_ALIASES
-            rows = iter_array(reader, key if is_split else "")
-            if not (yield from add_shared(rows, shared or {})):
+            has_splits = has_splits or bool(find_split(key))
+            needs_key = needs_key or (row_keys is None and key.lower() not in WRAPPER_KEYS)
+            rows = iter_array(reader, (find_split(key) or key) if has_splits else "")
+            key_column = {KEY_COLUMN: key} if needs_key and not has_splits else {}
+            if not (yield from add_shared(rows, columns | key_column)):
                 return False
         else:
             value, end = read_item(reader)
             if not end:
                 yield reader.line, value
                 return False
+            if row_keys is None and has_rows:
+                yield (
+                    reader.line,
+                    BadRow(
+                        f"`{key[:40]}` comes after the rows; move it before them, or into each row",
+                        group="a value comes after the rows",
+                    ),
+                )
+            elif row_keys is None and not isinstance(value, BadRow):
+                columns[key] = value
             reader.advance_to(end)
         reader.skip_character(",")
     if not has_rows:

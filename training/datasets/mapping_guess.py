@@ -5,6 +5,7 @@ and by their values. A guess that may be wrong is not certain, and its note says
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -17,29 +18,36 @@ from training.datasets.column_mapping import (
     is_valid_column_name,
 )
 from training.datasets.errors import BadRow, clean_text
-from training.datasets.rendered_text import SPECIAL_TOKENS, find_template
-from training.datasets.rows import SPLIT_ALIASES, is_message, is_missing, parse_turns
+from training.datasets.rendered_text import HEADINGS, SPECIAL_TOKENS, find_template
+from training.datasets.rows import (
+    CONTENT_KEYS,
+    ROLE_KEYS,
+    SPLIT_ALIASES,
+    is_message,
+    is_missing,
+    parse_turns,
+)
 
 # Columns that say which answers are good
-FEEDBACK_COLUMNS = frozenset(
-    (
-        "label",
-        "kto_tag",
-        "is_good",
-        "is_chosen",
-        "is_preferred",
-        "accepted",
-        "feedback",
-        "rating",
-        "score",
-        "reward",
-        "thumbs_up",
-    )
+FEEDBACK_NAMES = re.compile(
+    r"(is_|was_)?(label|kto_tag|good|bad|chosen|preferred|accepted|correct|desirable|passed|"
+    r"feedback|rating|score|reward|quality|thumbs_up|winner|weight|train|training|loss)"
 )
-REJECTED_NAMES = re.compile(r"reject|non_?preferred|dispreferred")
+REJECTED_NAMES = re.compile(
+    r"reject|non_?preferred|dispreferred|(^|_)(bad|negative|worse|worst|loser|incorrect|wrong)(_|$)"
+)
 CHOSEN_NAMES = re.compile(r"^(chosen|preferred)(?!.*reject)")
 SPEAKER_COLUMNS = frozenset(("role", "from", "speaker", "author"))
-IDENTIFIER_WORDS = 3  # a column of shorter texts is a name, an id, a category or an address
+# Columns that say where a row comes from, but nothing about its answer
+METADATA_NAMES = re.compile(
+    r"(.*_)?(id|ids|idx|index|uuid|guid|hash|md5|sha256|url|urls|uri|link|links|split|subset|"
+    r"dataset|license|author|user_name|username|model|model_name|generator|version|difficulty|date|"
+    r"time|timestamp|created|created_at|updated|updated_at|year|stars|upvotes|views|length|tokens|"
+    r"count)|(num|n)_[a-z_]+|unnamed: \d+|__index_level_\d+__"
+)
+URL = re.compile(r"https?://\S+")
+MAX_METADATA_WORDS = 3  # a longer text is more than an id, a category or an address
+MIN_CONSTANT_ROWS = 20  # a column with one value in as many rows does not decide the answer
 PREFERENCE_NOTE = (
     "This is preference data. Training uses the chosen answers; the rejected ones are only "
     "compared with them, to find where the answers begin."
@@ -63,11 +71,16 @@ RENDERED_NOTE = (
     "the answers are trained. Choose plain text to train on all of it."
 )
 UNUSED_NOTE = "Some columns are not used: {names}. Check whether the answer depends on them."
+HEADINGS_NOTE = (
+    "The texts hold headings of speakers or parts, such as {mark}. All of the text is trained, and "
+    "not only the answers in it."
+)
+NO_PARTS_NOTE = "No two columns hold texts. Found {columns}."
 
 
 def guess_mapping(sample: Sequence[Record]) -> ColumnMapping:
     """The most likely mapping, judged by the column names and their values. It is certain if the
-    columns that it leaves out hold no text of several words.
+    columns that it leaves out are known to say nothing about the answer.
     """
     all_names = list(dict.fromkeys(name for record in sample for name in record))
     names = [name for name in all_names if is_valid_column_name(name)]
@@ -101,7 +114,12 @@ def find_doubt(sample: Sequence[Record], mapping: ColumnMapping, names: Sequence
         marks = (SPECIAL_TOKENS.search(str(record.get(name) or "")) for record in sample)
         if mark := next(filter(None, marks), None):
             return MIXED_TEXT_NOTE.format(mark=mark[0])
-    skipped = [f"`{name[:40]}`" for name in unused if has_text(sample, name)]
+    if mapping.row_format == "text":
+        texts = [str(record.get(mapping.columns["text"]) or "") for record in sample]
+        headings = {mark.strip() for text in texts for mark in HEADINGS.findall(text)}
+        if len(headings) > 1:
+            return HEADINGS_NOTE.format(mark=" and ".join(sorted(headings)[:2]))
+    skipped = [f"`{name[:40]}`" for name in unused if may_decide_answer(sample, mapping, name)]
     return UNUSED_NOTE.format(names=", ".join(skipped[:5])) if skipped else ""
 
 
@@ -111,7 +129,7 @@ def get_doubtful_name_note(name: str) -> str:
         return NAME_NOTE
     if REJECTED_NAMES.search(name.lower()):
         return REJECTED_NOTE
-    if name.lower() in FEEDBACK_COLUMNS:
+    if FEEDBACK_NAMES.fullmatch(name.lower()):
         return FEEDBACK_NOTE
     return SPEAKER_NOTE if name.lower() in SPEAKER_COLUMNS else ""
 
@@ -135,7 +153,14 @@ def guess_preference(sample: Sequence[Record], lower: Mapping[str, str]) -> Colu
     if not chosen or not rejected:
         return None
     columns = {"chosen": lower[chosen], "rejected": lower[rejected]}
-    columns |= find_part("prompt", lower) | find_part("system", lower)
+    used = list(columns.values())
+    conversation = next(
+        (name for name in lower.values() if name not in used and find_message_kind(sample, name)),
+        "",
+    )
+    columns |= {"prompt": conversation} if conversation else find_part("prompt", lower, used)
+    columns |= find_part("input", lower, list(columns.values()))
+    columns |= find_part("system", lower) | find_part("tools", lower)
     return ColumnMapping("preference", columns, note=PREFERENCE_NOTE)
 
 
@@ -164,11 +189,16 @@ def guess_conversation(
 
 
 def find_message_kind(sample: Sequence[Record], name: str) -> str:
-    """`messages` or `sharegpt` if the column holds lists of messages, else an empty text."""
-    kinds = {find_turns_kind(record[name]) for record in sample if not is_missing(record.get(name))}
-    if name == "messages" and len(kinds) > 1:
-        return "messages"
-    return kinds.pop() if len(kinds) == 1 else ""
+    """`messages` or `sharegpt` if the column holds lists of messages, else an empty text. In a few
+    rows it may hold something else, which the check reports.
+    """
+    kinds = Counter(
+        find_turns_kind(record[name]) for record in sample if not is_missing(record.get(name))
+    )
+    conversations = sum(count for kind, count in kinds.items() if kind)
+    if not conversations or 2 * conversations < kinds.total():
+        return ""
+    return max(("messages", "sharegpt"), key=lambda kind: kinds[kind])
 
 
 def find_turns_kind(value: Any) -> str:
@@ -204,6 +234,10 @@ def guess_alpaca(lower: Mapping[str, str]) -> ColumnMapping | None:
 def guess_pair_or_text(
     sample: Sequence[Record], names: Sequence[str], lower: Mapping[str, str]
 ) -> ColumnMapping:
+    if sample and all(is_message(record) for record in sample):
+        speaker = next(lower[key] for key in ROLE_KEYS if key in lower)
+        content = next((lower[key] for key in CONTENT_KEYS if key in lower), speaker)
+        return ColumnMapping("text", {"text": content}, note=SPEAKER_NOTE.format(name=speaker))
     completion = find_part("completion", lower)
     prompt = find_part("prompt", lower, list(completion.values()))
     system = find_part("system", lower)
@@ -223,7 +257,16 @@ def guess_pair_or_text(
         return ColumnMapping(
             "pairs", {"prompt": question, "completion": answer} | system, is_certain=False
         )
-    return ColumnMapping("pairs", {}, is_certain=False)
+    found = [f"`{name[:40]}` ({describe_type(sample, name)})" for name in names[:5]]
+    note = NO_PARTS_NOTE.format(columns=", ".join(found) or "no column")
+    return ColumnMapping("pairs", {}, note=note)
+
+
+def describe_type(sample: Sequence[Record], name: str) -> str:
+    """What a column holds in the first row that has a value."""
+    value = next((r[name] for r in sample if not is_missing(r.get(name))), None)
+    kinds = {list: "lists", dict: "objects", str: "texts", bool: "true or false"}
+    return kinds.get(type(value), "empty" if value is None else "numbers")
 
 
 def guess_text(sample: Sequence[Record], column: str) -> ColumnMapping:
@@ -241,15 +284,24 @@ def is_split(value: Any) -> bool:
     return isinstance(value, str) and value.strip().lower() in SPLIT_ALIASES
 
 
-def has_text(sample: Sequence[Record], name: str) -> bool:
-    """Whether a column holds text of several words, lists or objects: more than an id or a
-    category.
+def may_decide_answer(sample: Sequence[Record], mapping: ColumnMapping, name: str) -> bool:
+    """Whether the answers may depend on an unused column: its values differ, and it holds
+    sentences, lists or objects, or neither its name nor the row format says that it is metadata.
     """
     values = [value for record in sample if not is_missing(value := record.get(name))]
+    is_constant = all(value == values[0] for value in values)
+    if is_constant and len(values) >= MIN_CONSTANT_ROWS:
+        return False
     if any(isinstance(value, list | dict) for value in values):
         return True
-    words = [len(value.split()) for value in values if isinstance(value, str)]
-    return bool(words) and sum(words) >= IDENTIFIER_WORDS * len(words)
+    words = sum(len(value.split()) for value in values if isinstance(value, str))
+    is_metadata = (
+        all(isinstance(value, str) and URL.fullmatch(value) for value in values)
+        or mapping.row_format in ("messages", "sharegpt")  # a conversation is complete
+        or (mapping.row_format == "alpaca" and name.lower() == "category")  # Dolly's
+        or METADATA_NAMES.fullmatch(name.strip().lower()) is not None
+    )
+    return not is_metadata or words >= MAX_METADATA_WORDS * len(values)
 
 
 def suggest_part(mapping: ColumnMapping, column: str) -> str:

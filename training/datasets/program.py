@@ -38,6 +38,10 @@ LIMITS = {
 }
 SAMPLE_RECORDS = 200
 TEXT_NOTE = "The file is read as plain text, but its name does not say that it is."
+TABLE_NOTE = (
+    "Every line has the same number of tabs, as in a table. The file is read as plain text; to use "
+    "its columns, upload it with the ending .tsv."
+)
 SAMPLE_BYTES = 512 * 2**10
 SAMPLE_READ_BYTES = 16 * 2**20
 HEARTBEAT_INTERVAL = 5.0
@@ -58,25 +62,35 @@ def emit_heartbeats() -> None:
 
 
 def run_detect(folder: Path, params: dict[str, Any]) -> None:
-    """Unpack zips, detect the formats of all files, read the first records of the first file, and
-    guess the column mapping.
+    """Unpack zips, detect the formats of all files, and guess the column mapping from the first
+    records of the largest file: a small one beside the data may be metadata.
 
     Raises:
-        BadFile: a file cannot be read, or none of its first rows.
+        BadFile: a file cannot be read, or none of the first rows.
     """
     files = [
         {**file, "format": file.get("format") or detect_file(folder, file).to_dict()}
         for file in unpack_files(folder, params["files"], max_bytes=params["max_bytes"])
     ]
-    sample = read_sample(folder / files[0]["file"], Format(**files[0]["format"]))
+    largest = max(files, key=lambda file: (folder / file["file"]).stat().st_size)
+    sample = read_sample(folder / largest["file"], Format(**largest["format"]))
     records = [record for _, record, _ in sample if record is not None]
     if not any(records):
-        raise BadFile(describe_unreadable(sample, Format(**files[0]["format"])), field="file")
+        raise BadFile(describe_unreadable(sample, Format(**largest["format"])), field="file")
     mapping = guess_mapping(records)
-    if files[0]["format"]["kind"] == "text" and not is_text_name(files[0]["name"]):
-        mapping = replace(mapping, is_certain=False, note=TEXT_NOTE)
+    if largest["format"]["kind"] == "text":
+        mapping = doubt_text(mapping, largest["name"], records)
     (folder / "sample.json").write_text(json.dumps(sample))
     emit_message(detected={"files": files, "mapping": mapping.to_dict()})
+
+
+def doubt_text(mapping: ColumnMapping, name: str, records: list[dict[str, Any]]) -> ColumnMapping:
+    """The mapping of a text file, as a guess if the file may be something else."""
+    lines = [line for record in records for line in str(record.get("text", "")).splitlines()]
+    tabs = {line.count("\t") for line in lines}
+    note = TABLE_NOTE if len(lines) > 1 and len(tabs) == 1 and tabs != {0} else ""
+    note = note if is_text_name(name) else TEXT_NOTE
+    return replace(mapping, is_certain=False, note=note) if note else mapping
 
 
 def is_text_name(name: str) -> bool:

@@ -11,6 +11,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
+import numpy as np
+
 from training.datasets.errors import BadFile, BadRow, clean_text
 from training.datasets.formats import EXCEL_SEPARATOR, Format, open_file
 from training.datasets.json_items import (
@@ -142,7 +144,9 @@ def iter_bounded_lines(file: Any) -> Iterator[bytes]:
 
 def iter_jsonl(file: Any, _file_format: Format) -> Iterator[NumberedRecord]:
     for number, raw_line in enumerate(iter_bounded_lines(file), start=1):
-        line = raw_line.removeprefix(codecs.BOM_UTF8)  # joined files have one on any line
+        line = raw_line
+        while line.startswith(codecs.BOM_UTF8):  # joined files have one on any line
+            line = line.removeprefix(codecs.BOM_UTF8)
         if not line.strip():
             continue
         try:
@@ -173,7 +177,7 @@ class CsvLines:
     def __iter__(self) -> Iterator[str]:
         for line in self.lines:
             self.is_truncated = self.is_truncated or len(line) > MAX_ROW_BYTES
-            text = line.decode("utf-8-sig", errors="surrogateescape")
+            text = line.decode(errors="surrogateescape").lstrip("\ufeff")
             # Excel's line is empty for csv.reader, which counts it.
             yield "\n" if self.is_first and EXCEL_SEPARATOR.fullmatch(text) else text
             self.is_first = False
@@ -192,7 +196,7 @@ def iter_csv(file: Any, file_format: Format) -> Iterator[NumberedRecord]:
         except csv.Error as error:
             yield number, csv_problem(error, number, reader.line_num)
             continue
-        if not cells:
+        if not any(cells):  # Excel writes empty rows after the last one
             continue
         if not header:
             header = read_header(cells, file_format)
@@ -254,13 +258,15 @@ def iter_text(file: Any, file_format: Format) -> Iterator[NumberedRecord]:
         if ends and size:
             yield (
                 start_line,
-                build_row_too_large() if size > MAX_ROW_BYTES else {"text": "".join(block).strip()},
+                build_row_too_large()
+                if size > MAX_ROW_BYTES
+                else {"text": "".join(block).rstrip()},
             )
             block, size = [], 0
     if size:
         yield (
             start_line,
-            build_row_too_large() if size > MAX_ROW_BYTES else {"text": "".join(block).strip()},
+            build_row_too_large() if size > MAX_ROW_BYTES else {"text": "".join(block).rstrip()},
         )
 
 
@@ -342,7 +348,7 @@ def iter_batches(batches: Any, remaining_bytes: int) -> Iterator[dict[str, Any] 
         remaining_bytes -= batch.nbytes
         if remaining_bytes < 0:
             raise too_large_error()
-        readable = cast_times(batch)
+        readable = cast_batch(batch)
         for index in range(batch.num_rows):
             row = readable.slice(index, 1)  # one at a time: a small file may contain huge rows
             if row.nbytes > MAX_ROW_BYTES:
@@ -356,21 +362,54 @@ def iter_batches(batches: Any, remaining_bytes: int) -> Iterator[dict[str, Any] 
                 )
 
 
-def cast_times(batch: Any) -> Any:
-    """The batch with dates and times as text: Python has no nanoseconds and ends at the year
-    9999.
+def cast_batch(batch: Any) -> Any:
+    """The batch with dates and times as text, since Python has no nanoseconds and ends at the year
+    9999, and with floats of 16 and 32 bits as doubles of the same digits: 0.1, not
+    0.10000000149011612.
     """
     import pyarrow
 
-    def cast_column(column: Any) -> Any:
-        if not pyarrow.types.is_temporal(column.type):
-            return column
-        is_duration = pyarrow.types.is_duration(column.type)
-        column = column.cast(pyarrow.int64()) if is_duration else column
-        return column.cast(pyarrow.string())
-
     columns = [cast_column(column) for column in batch.columns]
     return pyarrow.RecordBatch.from_arrays(columns, names=batch.schema.names)
+
+
+def cast_column(column: Any) -> Any:
+    """Lists and structs are cast by their parts, which keeps nulls and offsets."""
+    import pyarrow
+
+    types, kind = pyarrow.types, column.type
+    if types.is_temporal(kind):
+        column = column.cast(pyarrow.int64()) if types.is_duration(kind) else column
+        return column.cast(pyarrow.string())
+    if types.is_float32(kind):
+        return column.cast(pyarrow.string()).cast(pyarrow.float64())
+    if types.is_float16(kind):  # Arrow cannot write it as text
+        numbers = [
+            None if number is None else float(str(np.float16(number)))
+            for number in column.to_pylist()
+        ]
+        return pyarrow.array(numbers, pyarrow.float64())
+    if (types.is_list(kind) or types.is_large_list(kind)) and has_cast_type(kind):
+        build = pyarrow.ListArray if types.is_list(kind) else pyarrow.LargeListArray
+        values = cast_column(column.values)
+        return build.from_arrays(column.offsets, values, mask=column.is_null())
+    if types.is_struct(kind) and has_cast_type(kind):
+        parts = [cast_column(part) for part in column.flatten()]
+        names = [kind.field(index).name for index in range(kind.num_fields)]
+        return pyarrow.StructArray.from_arrays(parts, names, mask=column.is_null())
+    return column
+
+
+def has_cast_type(kind: Any) -> bool:
+    """Whether a nested type holds a type that `cast_column` changes."""
+    import pyarrow
+
+    types = pyarrow.types
+    if types.is_struct(kind):
+        return any(has_cast_type(kind.field(index).type) for index in range(kind.num_fields))
+    if types.is_list(kind) or types.is_large_list(kind):
+        return has_cast_type(kind.value_type)
+    return bool(types.is_temporal(kind) or types.is_float16(kind) or types.is_float32(kind))
 
 
 READERS: dict[str, Callable[[Any, Format], Iterator[NumberedRecord]]] = {

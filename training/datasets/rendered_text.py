@@ -28,11 +28,13 @@ TEMPLATES = (
     ),
     RenderedTemplate(
         "Llama 3",
-        re.compile(r"<\|start_header_id\|>(\w+)<\|end_header_id\|>\s*"),
+        re.compile(r"<\|start_header_id\|>(\w+)<\|end_header_id\|>(?:\r?\n){0,2}"),
         ("<|eot_id|>", "<|eom_id|>", "<|end_of_text|>"),
     ),
     RenderedTemplate(
-        "Llama 4", re.compile(r"<\|header_start\|>(\w+)<\|header_end\|>\s*"), ("<|eot|>",)
+        "Llama 4",
+        re.compile(r"<\|header_start\|>(\w+)<\|header_end\|>(?:\r?\n){0,2}"),
+        ("<|eot|>",),
     ),
     RenderedTemplate("Gemma", re.compile(r"<start_of_turn>(\w+)\n"), ("<end_of_turn>", "<eos>")),
     RenderedTemplate("Gemma 4", re.compile(r"<\|turn>(\w+)\n"), ("<turn|>", "<eos>")),
@@ -72,11 +74,22 @@ TOOL_MARKS = re.compile(
 BEGINNINGS = re.compile(
     r"(?:<\|begin_of_text\|>|<bos>|<s>|<\uff5cbegin\u2581of\u2581sentence\uff5c>|<BOS_TOKEN>|\s)*"
 )
+# End tokens that training scripts append to a rendered text
+ENDINGS = re.compile(
+    r"(?:\s|<\|(?:end_of_text|endoftext|eot_id|eot|im_end|end|return)\|>|</s>|<eos>|<end_of_turn>"
+    r"|<\uff5cend\u2581of\u2581sentence\uff5c>|<\|END_OF_TURN_TOKEN\|>)*"
+)
 SYSTEM_BLOCK = re.compile(r"\s*<<SYS>>\n?(.*?)\n?<</SYS>>\s*", re.DOTALL)
 # Texts that a tokenizer may read as special tokens
 SPECIAL_TOKENS = re.compile(
     r"<\|[A-Za-z_][\w ]{0,40}\|>|<\uff5c[^\uff5c\s]{1,40}\uff5c>|</?s>|<(?:start|end)_of_turn>"
     r"|<(?:bos|eos|pad|unk)>|\[/?INST\]|<\|turn>|<turn\|>"
+)
+
+# Headings of speakers or parts in texts that no chat template wrote: Guanaco's, Vicuna's, Alpaca's
+HEADINGS = re.compile(
+    r"(?:\A|\s|###\s*)(?:USER|ASSISTANT|Human|Assistant|AI|Bot|User|Instruction|Response|Question"
+    r"|Answer)(?: \(\w+\))?:(?=\s)"
 )
 
 
@@ -123,7 +136,7 @@ def parse_rendered_text(text: str, field: str) -> list[dict[str, Any]]:
         content = text[opening.end() : end]
         for ending in template.endings:
             content, _, rest = content.partition(ending)
-            if rest.strip() and not BEGINNINGS.fullmatch(rest):
+            if not (ENDINGS.fullmatch(rest) or BEGINNINGS.fullmatch(rest)):
                 raise BadRow(f"`{field}` has text after {ending} that belongs to no turn")
         if "[/INST]" in text:
             content = content.removesuffix("<s>").strip(" \n")

@@ -22,6 +22,7 @@ from training.datasets.rows import (
     get_role,
     is_message,
     is_missing,
+    join_text_parts,
     parse_turns,
     shorten_value,
 )
@@ -62,7 +63,8 @@ def build_with_system(
     system message among the messages comes first; then the column is not used.
     """
     system_column = columns.get("system", "")
-    system = get_optional_text(record, system_column)
+    value = join_text_parts(record.get(system_column)) if system_column else None
+    system = "" if value is None else check_text(value, system_column)
     unused: list[str] = []
     if system.strip() and isinstance(messages, list):
         if messages and get_role(messages[0]) == "system":
@@ -79,15 +81,15 @@ def get_value(record: Record, columns: Mapping[str, str], part: str) -> Any:
 
 
 def build_alpaca_row(record: Record, columns: dict[str, str], split: str) -> Row:
-    prompt = get_required_text(record, columns["instruction"])
-    context = get_optional_text(record, columns.get("input", ""))
-    return build_pair(
-        record,
-        columns,
-        f"{prompt}\n\n{context}" if context.strip() else prompt,
-        get_required_text(record, columns["output"]),
-        split,
-    )
+    parts = [
+        text
+        for part in ("instruction", "input")
+        if (text := get_optional_text(record, columns.get(part, ""))).strip()
+    ]
+    if not parts:
+        raise BadRow(f"`{columns['instruction']}` is empty")
+    output = get_required_text(record, columns["output"])
+    return build_pair(record, columns, "\n\n".join(parts), output, split)
 
 
 def build_pair_row(record: Record, columns: dict[str, str], split: str) -> Row:
@@ -98,8 +100,8 @@ def build_pair_row(record: Record, columns: dict[str, str], split: str) -> Row:
         parse_messages(record, columns[part]) for part in ("prompt", "completion")
     )
     are_texts = all(isinstance(record.get(columns[p]), str) for p in ("prompt", "completion"))
-    # A text that happens to be JSON of messages is a text, unless both of them are.
-    if (prompt and completion) or ((prompt or completion) and not are_texts):
+    # An answer that happens to be JSON of messages is a text, unless the prompt is one, too.
+    if prompt or (completion and not are_texts):
         question = prompt or [build_user_message(record, columns["prompt"])]
         answer = completion or [
             {"role": "assistant", "content": get_required_text(record, columns["completion"])}
@@ -113,7 +115,8 @@ def build_pair_row(record: Record, columns: dict[str, str], split: str) -> Row:
     choices = parse_choices(get_value(record, columns, "choices"), columns.get("choices", ""))
     if choices:
         text += "\n" + "".join(f"\n{label}. {choice}" for label, choice in choices)
-        answer_text = find_choice(choices, answer_text, columns["completion"])
+        is_number = isinstance(record[columns["completion"]], int | float)
+        answer_text = find_choice(choices, answer_text, columns["completion"], is_number=is_number)
     return build_pair(record, columns, text, answer_text, split)
 
 
@@ -130,23 +133,34 @@ def list_present(record: Record, columns: Mapping[str, str], parts: Sequence[str
     ]
 
 
-def find_choice(choices: list[tuple[str, str]], answer: str, column: str) -> str:
-    """The answer to a multiple choice: a label or text as it is, and an index as its label.
+def find_choice(
+    choices: list[tuple[str, str]], answer: str, column: str, *, is_number: bool
+) -> str:
+    """The answer to a multiple choice: a label or text as it is, and an index as its label. A text
+    that may be both is an error, since the choices may be numbers.
 
     Raises:
-        BadRow: an index that no choice has.
+        BadRow: an index that no choice has, or that is also the text of another choice.
     """
-    if answer in {text for choice in choices for text in choice}:
+    labels, texts = [label for label, _ in choices], [text for _, text in choices]
+    index_text = re.fullmatch(r"(\d{1,3})(?:\.0)?", answer.strip())
+    if answer in labels or index_text is None:
         return answer
-    index = re.fullmatch(r"(\d{1,3})(?:\.0)?", answer.strip())
-    if index is None:
-        return answer
-    if int(index[1]) >= len(choices):
+    index = int(index_text[1])
+    if not is_number and answer in texts:
+        if index >= len(choices) or texts[index] == answer:
+            return answer
+        raise BadRow(
+            f"`{column}` is {answer}, which is the text of one choice and the index of another; "
+            "write its label, such as A",
+            group=f"`{column}` is the text of one choice and the index of another",
+        )
+    if index >= len(choices):
         raise BadRow(
             f"`{column}` is {answer}, but there are {len(choices)} choices (from 0)",
             group=f"`{column}` is no index of a choice",
         )
-    return choices[int(index[1])][0]
+    return choices[index][0]
 
 
 def parse_messages(record: Record, column: str) -> list[Message] | None:
@@ -228,12 +242,14 @@ def build_preference_row(record: Record, columns: dict[str, str], split: str) ->
     """The prompt and the chosen answer. Messages that chosen and rejected share are the prompt and
     are not trained.
     """
+    if isinstance(record.get(columns.get("prompt", "")), Mapping):
+        return build_openai_preference_row(record, columns, split)
     chosen, rejected, prompt = (
         parse_dialog(record, columns.get(part, "")) for part in ("chosen", "rejected", "prompt")
     )
     if chosen is None:
         answer = {"role": "assistant", "content": get_required_text(record, columns["chosen"])}
-        question = prompt or [build_user_message(record, columns.get("prompt", "prompt"))]
+        question = prompt or [build_preference_prompt(record, columns)]
         return build_with_system(record, columns, [*mask_messages(question), answer], split)
     shared = 0
     for first, second in zip(chosen, rejected or (), strict=False):
@@ -244,12 +260,35 @@ def build_preference_row(record: Record, columns: dict[str, str], split: str) ->
     if prompt and chosen[: len(prompt)] != prompt:
         return build_with_system(record, columns, [*mask_messages(prompt), *messages], split)
     if not prompt and get_role(chosen[0]) == "assistant":
-        question = [build_user_message(record, columns.get("prompt", "prompt"))]
+        question = [build_preference_prompt(record, columns)]
         return build_with_system(record, columns, [*mask_messages(question), *messages], split)
     row = build_with_system(record, columns, messages, split)
     text = record.get(columns.get("prompt", ""))
     is_repeated = prompt or any(text == message["content"] for message in row.messages)
     return row if is_repeated else row.with_unused(*list_present(record, columns, ("prompt",)))
+
+
+def build_preference_prompt(record: Record, columns: Mapping[str, str]) -> Message:
+    """The text of the prompt, with the input of LLaMA-Factory's Alpaca form."""
+    text = get_required_text(record, columns.get("prompt", "prompt"))
+    context = get_optional_text(record, columns.get("input", ""))
+    return {"role": "user", "content": f"{text}\n\n{context}" if context.strip() else text}
+
+
+def build_openai_preference_row(record: Record, columns: dict[str, str], split: str) -> Row:
+    """OpenAI's form, whose `input` is an object with the messages and the tools."""
+    column = columns["prompt"]
+    inner = record[column]
+    flat = {**record, column: inner.get("messages"), f"{column}.tools": inner.get("tools")}
+    row = build_preference_row(flat, {**columns, "tools": f"{column}.tools"}, split)
+    known = ("messages", "tools")
+    return row.with_unused(
+        *(
+            f"{column}.{key}"
+            for key, value in inner.items()
+            if not (key in known or is_missing(value))
+        )
+    )
 
 
 def parse_dialog(record: Record, column: str) -> list[Message] | None:

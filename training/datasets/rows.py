@@ -8,12 +8,14 @@ A message is stored in OpenAI's form: `role`, `content`, `name`, `tool_calls` wi
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 from training.datasets.errors import BadRow
 from training.datasets.values import (
+    WrittenFloat,
     parse_nested,
     remove_nulls,
     remove_schema_nulls,
@@ -46,13 +48,15 @@ ROLE_KEYS, CONTENT_KEYS = ("role", "from"), ("content", "value", "text")
 WEIGHT_KEYS = ("weight", "train", "training", "trainable", "train_on_turn", "loss")
 REASONING_KEYS = ("reasoning_content", "thinking", "reasoning")
 ASSISTANT_KEYS = ("tool_calls", "function_call", *REASONING_KEYS)
+MESSAGE_KEYS = frozenset(
+    (*ROLE_KEYS, *CONTENT_KEYS, *WEIGHT_KEYS, *ASSISTANT_KEYS, "name", "tool_call_id")
+)
 TRUTH_VALUES = {"true": True, "1": True, "1.0": True, "false": False, "0": False, "0.0": False}
 EXCHANGE_KEYS = {"system", "input", "output"}
 # Keys of content parts, calls and functions that are used. `index` is the position of a call.
 PART_KEYS = ("type", "text", "thinking")
 ARGUMENT_KEYS = ("arguments", "parameters", "args", "input")  # the first is OpenAI's
-CALL_KEYS = ("id", "type", "function", "index", "name", *ARGUMENT_KEYS)
-FUNCTION_KEYS = ("name", *ARGUMENT_KEYS)
+CALL_KEYS = frozenset(("id", "type", "function", "index", "name"))
 TEXT_PART_TYPES = ("text", "input_text", "output_text")
 SPLITS = {"train": "Training", "eval": "Held out", "test": "Test"}
 # Other names of the splits in files
@@ -110,6 +114,17 @@ def split_exchange(exchange: Mapping[str, Any]) -> list[Message]:
         for key, role in (("system", "system"), ("input", "user"), ("output", "assistant"))
         if not is_missing(exchange.get(key))
     ]
+
+
+def belongs_to_conversation(message: Mapping[str, Any], first: Mapping[str, Any]) -> bool:
+    """Whether the items of an array are one conversation: their roles are known, and they do not
+    differ in another key, such as the id of the conversation.
+    """
+    role = str(message.get("role") or message.get("from")).strip().lower()
+    keys = (message.keys() | first.keys()) - MESSAGE_KEYS
+    return (role in ROLE_ALIASES or role in CALL_ROLES) and all(
+        message.get(key) == first.get(key) for key in keys
+    )
 
 
 def get_role(message: Any) -> str:
@@ -184,16 +199,18 @@ def check_message(
     usual_key = "value" if role_key == "from" else "content"
     content_key = next((key for key in CONTENT_KEYS if message.get(key) is not None), usual_key)
     content, used = message.get(content_key), {role_key, content_key}
-    if sender in CALL_ROLES:
+    if isinstance(sender, str) and sender.strip().lower() in CALL_ROLES:
         role, calls, content = "assistant", parse_call_turn(content, position), None
     else:
         role, calls = parse_role(sender, role_key, prefix), None
     reasoning = ""
     if role == "assistant":
-        used.update(("tool_calls", "function_call"))
-        calls = calls or find_calls(message, position)
+        if calls is None:
+            calls = find_calls(message, position)
+            used.update(("tool_calls", "function_call"))
         reasoning, content = take_reasoning(message, content, prefix, used)
-    checked_calls = check_tool_calls(calls, position, tools)
+    unused_in_calls: set[str] = set()
+    checked_calls = check_tool_calls(calls, position, tools, unused_in_calls)
     content = join_text_parts(content, prefix)
     is_content_optional = bool(checked_calls or reasoning)
     text = (
@@ -205,16 +222,14 @@ def check_message(
             f"{prefix}`content` of the assistant is empty",
             group="`content` of the assistant is empty",
         )
-    if isinstance(message.get("name"), str) and message["name"]:
-        checked["name"] = check_text(message["name"], "name", prefix)
-        used.add("name")
+    for key in ("name", "tool_call_id") if role == "tool" else ("name",):
+        if isinstance(message.get(key), str | int) and message[key] != "":
+            checked[key] = check_text(message[key], key, prefix)
+            used.add(key)
     if reasoning:
         checked["reasoning_content"] = reasoning
     if checked_calls:
         checked["tool_calls"] = checked_calls
-    if role == "tool" and isinstance(message.get("tool_call_id"), str):
-        checked["tool_call_id"] = check_text(message["tool_call_id"], "tool_call_id", prefix)
-        used.add("tool_call_id")
     if role == "assistant" and not is_trained(message, prefix):
         checked["weight"] = 0
     used.update(WEIGHT_KEYS if role == "assistant" else list_ignored_weight_keys(message, prefix))
@@ -223,32 +238,20 @@ def check_message(
         for key, value in message.items()
         if key not in used and not is_missing(value)
     )
-    unused.update(f"{field}[].{key}" for key in list_unused_keys(message, calls))
+    unused.update(f"{field}[].{key}" for key in (*list_unused_part_keys(message), *unused_in_calls))
     return checked
 
 
-def list_unused_keys(message: Mapping[str, Any], calls: Any) -> set[str]:
-    """The keys inside of a message's content parts and tool calls that are not used."""
-    unused: set[str] = set()
-    for key in CONTENT_KEYS:
-        parts = message.get(key)
-        for part in parts if isinstance(parts, list) else ():
-            if isinstance(part, Mapping):
-                unused |= {
-                    f"{key}[].{name}"
-                    for name, value in part.items()
-                    if name not in PART_KEYS and not is_missing(value)
-                }
-    for call in calls if isinstance(calls, list) else ():
-        function = call.get("function") if isinstance(call, Mapping) else None
-        for known, names in ((CALL_KEYS, call), (FUNCTION_KEYS, function)):
-            if isinstance(names, Mapping):
-                unused |= {
-                    f"tool_calls[].{name}"
-                    for name, value in names.items()
-                    if name not in known and not is_missing(value)
-                }
-    return unused
+def list_unused_part_keys(message: Mapping[str, Any]) -> set[str]:
+    """The keys inside of a message's content parts that are not used."""
+    return {
+        f"{key}[].{name}"
+        for key in CONTENT_KEYS
+        for part in (message[key] if isinstance(message.get(key), list) else ())
+        if isinstance(part, Mapping)
+        for name, value in part.items()
+        if name not in PART_KEYS and not is_missing(value)
+    }
 
 
 def parse_role(sender: Any, role_key: str, prefix: str) -> str:
@@ -354,21 +357,21 @@ def parse_call_turn(content: Any, position: int) -> list[Any]:
 def find_calls(message: Mapping[str, Any], position: int) -> Any:
     """The calls of an OpenAI message, also from the older `function_call`."""
     calls, legacy = message.get("tool_calls"), message.get("function_call")
-    if is_missing(legacy) or legacy in ("none", "auto"):
+    if is_missing(legacy) or legacy in ("none", "auto", "null"):
         return calls
     if not is_missing(calls):
         raise BadRow(
             f"message {position} has both `tool_calls` and `function_call`; keep one",
             group="a message has both `tool_calls` and `function_call`",
         )
-    return [{"function": legacy}]
+    return [{"function": parse_nested(legacy)}]
 
 
 def check_tool_calls(
-    calls: Any, position: int, tools: tuple[dict[str, Any], ...] = ()
+    calls: Any, position: int, tools: tuple[dict[str, Any], ...], unused: set[str]
 ) -> list[dict[str, Any]]:
     """Validate tool calls and parse their arguments to objects: OpenAI sends them as text, but chat
-    templates expect objects.
+    templates expect objects. Adds the keys that are not used to `unused`.
     """
     calls = parse_nested(calls)
     if is_missing(calls):
@@ -378,40 +381,61 @@ def check_tool_calls(
             f"message {position}: `tool_calls` must be a list", group="`tool_calls` is not a list"
         )
     schemas = {tool["function"].get("name"): tool["function"].get("parameters") for tool in tools}
-    checked = []
-    for call in calls:
-        function = call.get("function", call) if isinstance(call, Mapping) else None
-        name = function.get("name") if isinstance(function, Mapping) else None
-        if not isinstance(function, Mapping) or not isinstance(name, str) or not name:
-            raise BadRow(
-                f"message {position}: a tool call has no `function.name`",
-                group="a tool call has no `function.name`",
-            )
-        arguments = next(
-            (function[key] for key in ARGUMENT_KEYS if function.get(key) is not None), None
-        )
-        arguments = {} if arguments == [] else arguments  # an empty map of Arrow
-        if isinstance(arguments, str):
-            arguments = parse_nested(arguments or "{}")
-        else:
-            arguments = {} if arguments is None else remove_nulls(arguments, schemas.get(name))
-        if len(name) > MAX_NAME_LENGTH:
-            raise BadRow(
-                f"message {position}: the name of a tool call has more than {MAX_NAME_LENGTH} "
-                "characters",
-                group="the name of a tool call is too long",
-            )
-        if not isinstance(arguments, dict):
-            raise BadRow(
-                f"message {position}: `arguments` of `{name[:40]}` are not a JSON object",
-                group="`arguments` of a tool call are not a JSON object",
-            )
-        call_id = {} if is_missing(call.get("id")) else {"id": str(call["id"])}
-        checked.append(
-            {**call_id, "type": "function", "function": {"name": name, "arguments": arguments}}
-        )
+    checked = [check_tool_call(parse_nested(call), position, schemas, unused) for call in calls]
     check_text(to_json_text(checked, "tool_calls"), "tool_calls", f"message {position}: ")
     return checked
+
+
+def check_tool_call(
+    call: Any, position: int, schemas: Mapping[str, Any], unused: set[str]
+) -> dict[str, Any]:
+    """One call in OpenAI's form. Its arguments may be beside the function."""
+    call = call if isinstance(call, Mapping) else {}
+    function = parse_nested(call["function"]) if "function" in call else call
+    name = function.get("name") if isinstance(function, Mapping) else None
+    if not isinstance(function, Mapping) or not isinstance(name, str) or not name:
+        raise BadRow(
+            f"message {position}: a tool call has no `function.name`",
+            group="a tool call has no `function.name`",
+        )
+    if len(name) > MAX_NAME_LENGTH:
+        raise BadRow(
+            f"message {position}: the name of a tool call has more than {MAX_NAME_LENGTH} "
+            "characters",
+            group="the name of a tool call is too long",
+        )
+    owner, key = next(
+        (
+            (owner, key)
+            for owner in (function, call)
+            for key in ARGUMENT_KEYS
+            if owner.get(key) is not None
+        ),
+        (function, ARGUMENT_KEYS[0]),
+    )
+    arguments = parse_arguments(owner.get(key), schemas.get(name))
+    if not isinstance(arguments, dict):
+        raise BadRow(
+            f"message {position}: `{key}` of `{name[:40]}` are not a JSON object",
+            group="the arguments of a tool call are not a JSON object",
+        )
+    unused |= {
+        f"tool_calls[].{other}"
+        for values in (call, function)
+        for other, value in values.items()
+        if not (other in CALL_KEYS or is_missing(value) or (values is owner and other == key))
+    }
+    call_id = {} if is_missing(call.get("id")) else {"id": str(call["id"])}
+    return {**call_id, "type": "function", "function": {"name": name, "arguments": arguments}}
+
+
+def parse_arguments(arguments: Any, schema: Any) -> Any:
+    """The arguments of a call as an object, or what they are if they are none."""
+    if isinstance(arguments, str):
+        return {} if arguments.strip() in ("", "null") else parse_nested(arguments)
+    if is_missing(arguments):  # also an empty map of Arrow
+        return {}
+    return remove_nulls(arguments, schema)
 
 
 def check_tools(tools: Any) -> tuple[dict[str, Any], ...]:
@@ -445,13 +469,15 @@ def to_json_text(value: Any, field: str) -> str:
 
 
 def check_text(value: Any, field: str, prefix: str = "") -> str:
-    """Validate text that can be stored and encoded. Numbers are converted to text, since labels are
-    often 0 and 1.
+    """Validate text that can be stored and encoded. Numbers and booleans are converted to JSON's
+    text, since labels are often 0 and 1, or true and false.
 
     Raises:
         BadRow: missing, not text, or not encodable as UTF-8.
     """
-    if isinstance(value, int | float) and not isinstance(value, bool):
+    if isinstance(value, WrittenFloat):
+        return value.text
+    if isinstance(value, int | float):  # also true and false
         return json.dumps(value)
     if not isinstance(value, str):
         raise BadRow(
@@ -470,6 +496,18 @@ def check_text(value: Any, field: str, prefix: str = "") -> str:
     else:
         problem = group = "holds half of a surrogate pair (such as \\ud800)"
     raise BadRow(f"{prefix}`{field}` {problem}", group=f"`{field}` {group}")
+
+
+def find_split(name: str) -> str:
+    """The split that the name of a file, a folder or a key names by a whole word: `train_sft`,
+    `my-test.jsonl`. Empty if there is none, or more than one.
+    """
+    splits = {
+        SPLIT_ALIASES[word]
+        for word in re.split("[^a-z]+", re.sub("(?<=[a-z])(?=[A-Z])", " ", name).lower())
+        if word in SPLIT_ALIASES
+    }
+    return splits.pop() if len(splits) == 1 else ""
 
 
 def check_split(value: Any) -> str:

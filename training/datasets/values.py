@@ -30,6 +30,17 @@ WHITESPACE = re.compile(r"\s*")
 BRACKETS = {"[": ("[", "]"), "{": ("{", "}"), "(": ("[", "]"), "array(": ("(", ")")}
 
 
+class WrittenFloat(float):
+    """A number of a JSON file with the text that the file has: a label 1.10 stays 1.10."""
+
+    text: str
+
+    def __new__(cls, text: str) -> WrittenFloat:
+        number = super().__new__(cls, text)
+        number.text = text
+        return number
+
+
 def normalize_record(record: Mapping[Any, Any]) -> dict[str, Any]:
     """The record with plain JSON values. NaN and infinity are missing (None), as pandas and
     `json.dumps` write empty cells as NaN.
