@@ -60,6 +60,14 @@ def test_metadata_is_not_asked_about(columns):
     assert guess_mapping([PAIR | columns]).is_certain
 
 
+@pytest.mark.parametrize("first", [0, "0", 41])
+def test_a_column_that_counts_the_rows_is_not_asked_about(first):
+    kind, start = type(first), int(first)
+    rows = [PAIR | {"column 1": kind(start + number)} for number in range(3)]
+    assert guess_mapping(rows).is_certain
+    assert not guess_mapping([*rows, PAIR | {"column 1": kind(0)}]).is_certain
+
+
 def test_a_column_with_one_value_in_many_rows_is_not_asked_about():
     assert guess_mapping([PAIR | {"task": "rivers"}] * 20).is_certain
     assert not guess_mapping([PAIR | {"task": "rivers"}] * 19).is_certain

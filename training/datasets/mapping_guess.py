@@ -7,6 +7,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import Any
 
 from training.datasets.column_mapping import (
@@ -290,7 +291,7 @@ def may_decide_answer(sample: Sequence[Record], mapping: ColumnMapping, name: st
     """
     values = [value for record in sample if not is_missing(value := record.get(name))]
     is_constant = all(value == values[0] for value in values)
-    if is_constant and len(values) >= MIN_CONSTANT_ROWS:
+    if (is_constant and len(values) >= MIN_CONSTANT_ROWS) or is_row_index(values):
         return False
     if any(isinstance(value, list | dict) for value in values):
         return True
@@ -302,6 +303,14 @@ def may_decide_answer(sample: Sequence[Record], mapping: ColumnMapping, name: st
         or METADATA_NAMES.fullmatch(name.strip().lower()) is not None
     )
     return not is_metadata or words >= MAX_METADATA_WORDS * len(values)
+
+
+def is_row_index(values: Sequence[Any]) -> bool:
+    """Whether the values count the rows, as the index in pandas' `to_csv` does."""
+    texts = [str(value) for value in values]
+    if len(texts) < 2 or not all(text.isdecimal() and len(text) < 10 for text in texts):
+        return False
+    return all(int(second) - int(first) == 1 for first, second in pairwise(texts))
 
 
 def suggest_part(mapping: ColumnMapping, column: str) -> str:
