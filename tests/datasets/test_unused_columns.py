@@ -162,6 +162,13 @@ def test_unused_columns_are_counted_with_the_part_that_they_may_fill(tmp_path):
     ]
 
 
+@pytest.mark.parametrize("parent", ["0", "-1", "None", ""])
+def test_the_parent_of_a_first_turn_may_be_zero_or_a_word_for_none(tmp_path, parent):
+    rows = f"id,parent_id,prompt,completion\n1,{parent},name a river,Rhine\n2,1,another,Loire\n"
+    report = detect_and_check(tmp_path, rows.encode(), "a.csv")
+    assert (report["rows"], report["problems"]["count"]) == (1, 0)
+
+
 def test_rows_linked_by_parent_ids_become_conversations(tmp_path):
     rows = (
         "id,parent_id,prompt,completion\n"

@@ -16,6 +16,8 @@ from training.datasets.errors import BadRow
 from training.datasets.rows import check_text, is_missing
 
 MAX_TURNS = 500
+# What files write for "no parent", if no row has such an id
+ROOT_PARENTS = frozenset(("0", "-1", "none", "null", "nan"))
 CREATE_INDEX = """
     CREATE TABLE rows (
         id TEXT PRIMARY KEY, parent TEXT, line INTEGER, record TEXT, is_linked INTEGER DEFAULT 0
@@ -84,6 +86,8 @@ def build_conversation(
         found = index.execute(
             "SELECT line, record, is_linked, parent FROM rows WHERE id = ?", [row_id]
         ).fetchone()
+        if found is None and row_id.lower() in ROOT_PARENTS:
+            break
         if found is None:
             parent_column = mapping.columns["parent"]
             message = f"`{parent_column}` of line {chain[-1][0]} is `{row_id[:40]}`, no row's id"
