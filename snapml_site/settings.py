@@ -10,6 +10,7 @@ for larger installations.
 | SNAPML_MODEL_FOLDERS | folders from which admins may register models, colon-separated | none |
 | SNAPML_WEBHOOK_HOSTS | private hosts that webhooks may reach, comma-separated | none |
 | SNAPML_MAX_CRASHES | crashes in a row without a new checkpoint until a run fails | 3 |
+| SNAPML_MAX_QUEUED_RUNS | runs that a user without a limit of their own may queue | 100 |
 | DATABASE_URL, REDIS_URL | PostgreSQL and Redis instead of SQLite files | none |
 | INFERENCE_URL, INFERENCE_TOKEN | an OpenAI-compatible server | set by `manage.py up` |
 """
@@ -249,6 +250,7 @@ WEBHOOK_HOSTS = [h for h in os.environ.get("SNAPML_WEBHOOK_HOSTS", "").split(","
 
 # Crashes of an engine in a row without a new checkpoint until its run fails as a crash loop
 MAX_CRASHES = int(os.environ.get("SNAPML_MAX_CRASHES", "3"))
+MAX_QUEUED_RUNS = int(os.environ.get("SNAPML_MAX_QUEUED_RUNS", "100"))
 INFERENCE_URL = os.environ.get("INFERENCE_URL", "").rstrip("/")
 INFERENCE_TOKEN = os.environ.get("INFERENCE_TOKEN", "")
 

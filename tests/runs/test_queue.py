@@ -250,6 +250,14 @@ def test_a_user_cannot_queue_more_runs_than_their_limit(run, alice, base_model, 
         launch_run(alice, base_model=base_model, data=data, settings=tiny.SETTINGS)
 
 
+def test_a_user_without_a_limit_has_the_default_one(run, alice, base_model, data, settings):
+    settings.MAX_QUEUED_RUNS = 1
+    with raises_user_error(Conflict, code="queue_full"):
+        launch_run(alice, base_model=base_model, data=data, settings=tiny.SETTINGS)
+    PersonalQuota.objects.create(user=alice, max_queued=2)
+    launch_run(alice, base_model=base_model, data=data, settings=tiny.SETTINGS)
+
+
 def test_only_admins_grant_urgent_priority(run, people):
     with raises_user_error(NotAllowed, code="urgent_admin_only"):
         actions.change_priority(run.owner, run, "urgent")

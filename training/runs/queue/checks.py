@@ -6,6 +6,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from django.conf import settings
+
 from training.errors import Conflict, NotAllowed, UserError
 from training.gpus import audit
 from training.gpus.ledger import get_run_seconds
@@ -57,19 +59,21 @@ def check_device_limits(pending: WaitingRun, pool: Pool) -> None:
 
 
 def check_queue_limit(user: User, *, count: int = 1) -> None:
-    """Check that the user may queue `count` more runs. Locks the user's queue until the transaction
-    ends, so that concurrent launches cannot exceed the limit together.
+    """Check that the user may queue `count` more runs: as many as an admin allowed, or
+    SNAPML_MAX_QUEUED_RUNS. Locks the user's queue until the transaction ends, so that concurrent
+    launches cannot exceed the limit together.
 
     Raises:
         Conflict: the limit would be exceeded.
     """
     audit.acquire_advisory_lock(f"queue of {user.pk}")
     quota = PersonalQuota.objects.filter(user=user).exclude(max_queued=None).first()
+    limit = settings.MAX_QUEUED_RUNS if quota is None else quota.max_queued
     queued = Run.objects.filter(owner=user, state=State.QUEUED).count()
-    if quota is not None and queued + count > (quota.max_queued or 0):
+    if queued + count > (limit or 0):
         suffix = "" if count == 1 else f", and this would add {count}"
         raise Conflict(
-            f"You have {queued} of at most {quota.max_queued} runs in the queue{suffix}. Wait "
+            f"You have {queued} of at most {limit} runs in the queue{suffix}. Wait "
             "until one starts, or stop one.",
             code="queue_full",
         )

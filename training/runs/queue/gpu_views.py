@@ -7,6 +7,7 @@ from __future__ import annotations
 from datetime import timedelta
 from typing import Any
 
+from django.conf import settings
 from django.db.models import F
 from django.http import HttpResponse, JsonResponse
 from django.shortcuts import redirect, render
@@ -158,6 +159,10 @@ def show_quotas(request: AuthenticatedRequest) -> HttpResponse:
     quotas.check_lead_or_admin(request.user)
     pools = [(pool, usage.list_team_usage(request.user, pool)) for pool in Pool.objects.all()]
     people = usage.list_person_usage() if request.user.is_superuser else []
-    return render(
-        request, "gpus/quotas.html", {"pools": pools, "people": people, "month": timezone.now()}
-    )
+    context = {
+        "pools": pools,
+        "people": people,
+        "month": timezone.now(),
+        "max_queued_runs": settings.MAX_QUEUED_RUNS,
+    }
+    return render(request, "gpus/quotas.html", context)

@@ -7,6 +7,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+from django.conf import settings
 from django.contrib import messages
 from django.http import HttpResponse
 from django.shortcuts import redirect, render
@@ -204,6 +205,7 @@ def edit_person(request: AuthenticatedRequest, username: str) -> HttpResponse:
         "person": user,
         "form": format_form(personal_quota, PERSON_FORM),
         "is_hard_budget": personal_quota.is_hard_budget,
+        "max_queued_runs": settings.MAX_QUEUED_RUNS,
     }
     if request.method != "POST":
         return render(request, "gpus/person.html", values)
