@@ -9,6 +9,7 @@ for larger installations.
 | SNAPML_DATA_MAX_GIB | maximum size of an upload, in GiB | 2 |
 | SNAPML_MODEL_FOLDERS | folders from which admins may register models, colon-separated | none |
 | SNAPML_WEBHOOK_HOSTS | private hosts that webhooks may reach, comma-separated | none |
+| SNAPML_PROXIES | addresses of reverse proxies on other hosts, comma-separated | none |
 | SNAPML_MAX_CRASHES | crashes in a row without a new checkpoint until a run fails | 3 |
 | SNAPML_MAX_QUEUED_RUNS | runs that a user without a limit of their own may queue | 100 |
 | DATABASE_URL, REDIS_URL | PostgreSQL and Redis instead of SQLite files | none |
@@ -247,6 +248,9 @@ BUILTIN_MODEL = os.environ.get("SNAPML_BUILTIN_MODEL", "1") == "1"
 
 # Hosts with private addresses that webhooks may reach
 WEBHOOK_HOSTS = [h for h in os.environ.get("SNAPML_WEBHOOK_HOSTS", "").split(",") if h]
+
+# Their X-Forwarded-For is trusted, as that of a proxy on this host
+PROXIES = [p.strip() for p in os.environ.get("SNAPML_PROXIES", "").split(",") if p.strip()]
 
 # Crashes of an engine in a row without a new checkpoint until its run fails as a crash loop
 MAX_CRASHES = int(os.environ.get("SNAPML_MAX_CRASHES", "3"))

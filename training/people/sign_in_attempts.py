@@ -10,6 +10,7 @@ from functools import lru_cache
 
 from django.conf import settings
 from django.db import transaction
+from django.db.models import F
 from django.utils import timezone
 from redis import Redis
 from redis.exceptions import RedisError
@@ -51,6 +52,21 @@ def clear_attempts(keys: Iterable[str]) -> None:
         return
     try:
         get_redis_client(settings.REDIS_URL).delete(*(REDIS_PREFIX + key for key in keys))
+    except RedisError as error:
+        raise CounterUnavailable from error
+
+
+def uncount_attempt(key: str) -> None:
+    """Take back one attempt, which succeeded.
+
+    Raises:
+        CounterUnavailable: Redis does not respond.
+    """
+    if not settings.REDIS_URL:
+        SignInAttempts.objects.filter(key=key, count__gt=0).update(count=F("count") - 1)
+        return
+    try:
+        get_redis_client(settings.REDIS_URL).decr(REDIS_PREFIX + key)
     except RedisError as error:
         raise CounterUnavailable from error
 

@@ -17,11 +17,21 @@ from django.views.decorators.http import require_POST
 
 from training.people import teams, tokens
 from training.people.models import Role, Scope
-from training.people.requests import AuthenticatedRequest, parse_int_or_zero
-from training.people.sign_in_attempts import WINDOW_SECONDS, clear_attempts, count_attempt
+from training.people.requests import (
+    AuthenticatedRequest,
+    get_client_address,
+    parse_int_or_zero,
+)
+from training.people.sign_in_attempts import (
+    WINDOW_SECONDS,
+    clear_attempts,
+    count_attempt,
+    uncount_attempt,
+)
 
 MAX_TRIES = 10  # for one username from one address
 MAX_TRIES_FROM_ONE_ADDRESS = 100
+WAIT_MESSAGE = f"Too many failed attempts. Wait {WINDOW_SECONDS // 60} minutes, then try again."
 
 
 class SignIn(auth.LoginView):
@@ -31,36 +41,38 @@ class SignIn(auth.LoginView):
     def post(self, request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponse:
         # Count before the password is checked, so that parallel guesses count too. The list counts
         # under every key; any() on a generator would stop at the first.
-        is_over = [count_attempt(key) > limit for key, limit in self.throttle_keys()]
+        limits = {self.name_key: MAX_TRIES}
+        limits |= {self.address_key: MAX_TRIES_FROM_ONE_ADDRESS} if self.address_key else {}
+        is_over = [count_attempt(key) > limit for key, limit in limits.items()]
         if any(is_over):
-            form = AuthenticationForm(request)
-            wait_message = (
-                f"Too many failed sign-ins. Wait {WINDOW_SECONDS // 60} minutes, then try again."
-            )
-            return render(
-                request,
-                self.template_name,
-                {"form": form, "wait_message": wait_message},
-                status=429,
-            )
+            context = {"form": AuthenticationForm(request), "wait_message": WAIT_MESSAGE}
+            return render(request, self.template_name, context, status=429)
         return super().post(request, *args, **kwargs)
 
     def form_valid(self, form: AuthenticationForm) -> HttpResponse:
-        clear_attempts([key for key, _ in self.throttle_keys()])
+        """A success does not clear the count of its address: whoever has an account could guess the
+        passwords of others forever.
+        """
+        clear_attempts([self.name_key])
+        if self.address_key:
+            uncount_attempt(self.address_key)
         return super().form_valid(form)
 
-    def throttle_keys(self) -> tuple[tuple[str, int], ...]:
-        """Counter keys and limits: for this name from this address, and for all names from it. The
-        name is normalized as in Django's form.
+    @property
+    def name_key(self) -> str:
+        """The counter of this name from this address. The name is normalized as in Django's
+        form.
         """
-        name = unicodedata.normalize("NFKC", self.request.POST.get("username", "").strip())[
-            :150
-        ].lower()
-        address = self.request.META.get("REMOTE_ADDR")
-        return (throttle_key(f"{address} {name}"), MAX_TRIES), (
-            throttle_key(f"{address}"),
-            MAX_TRIES_FROM_ONE_ADDRESS,
-        )
+        name = unicodedata.normalize("NFKC", self.request.POST.get("username", "").strip())
+        return throttle_key(f"{get_client_address(self.request)} {name[:150].lower()}")
+
+    @property
+    def address_key(self) -> str:
+        """The counter of all names from this address. Empty if the address is unknown: one client
+        behind a proxy would lock out all others.
+        """
+        address = get_client_address(self.request)
+        return throttle_key(address) if address else ""
 
 
 def throttle_key(text: str) -> str:
@@ -68,10 +80,28 @@ def throttle_key(text: str) -> str:
 
 
 class ChangePassword(auth.PasswordChangeView):
+    """The old password is guessed as slowly as at the sign-in, also with a stolen session."""
+
     template_name = "people/password.html"
     success_url = reverse_lazy("runs")
 
+    def post(self, request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponse:
+        if count_attempt(self.attempts_key) > MAX_TRIES:
+            context = {"form": self.get_form_class()(request.user), "wait_message": WAIT_MESSAGE}
+            return render(request, self.template_name, context, status=429)
+        return super().post(request, *args, **kwargs)
+
+    def form_invalid(self, form: Any) -> HttpResponse:
+        if "old_password" not in form.errors:  # it was no wrong guess
+            uncount_attempt(self.attempts_key)
+        return super().form_invalid(form)
+
+    @property
+    def attempts_key(self) -> str:
+        return throttle_key(f"password of {self.request.user.pk}")
+
     def form_valid(self, form: Any) -> HttpResponse:
+        clear_attempts([self.attempts_key])
         form.user.must_change_password = False
         response = super().form_valid(form)
         messages.success(self.request, "Your password has been changed.")
