@@ -1,5 +1,6 @@
 """The API for your user, your tokens, and teams."""
 
+from datetime import datetime
 from typing import Any
 
 from ninja import Router, Schema, Status
@@ -61,6 +62,7 @@ class TokenIn(Schema):
     )
     name: str = Field(max_length=80)
     scope: Scope = Scope.READ
+    days: int | None = Field(None, ge=1, le=tokens.MAX_DAYS, description="until it expires")
 
 
 class TokenOut(Schema):
@@ -68,6 +70,9 @@ class TokenOut(Schema):
     name: str
     scope: Scope
     hint: str
+    created_at: datetime
+    last_used_at: datetime | None
+    expires_at: datetime | None
     revoked: bool
 
     @staticmethod
@@ -123,7 +128,7 @@ def create_token(request: AuthenticatedRequest, body: TokenIn) -> Status[dict[st
     tokens.
     """
     check_session_auth(request)
-    token, secret = tokens.create_token(request.user, body.name, body.scope)
+    token, secret = tokens.create_token(request.user, body.name, body.scope, days=body.days)
     return Status(201, {"id": token.pk, "secret": secret})
 
 

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import secrets
-from datetime import timedelta
+from datetime import datetime, timedelta
 
 from django.db.models import Q
 from django.utils import timezone
 
-from training.errors import NotFound, UserError, to_one_line
+from training.errors import Conflict, NotFound, UserError, to_one_line
 from training.people.models import ApiToken, Scope, User
 
+MAX_TOKENS = 50  # of a user, that are valid
+MAX_DAYS = 3650
 TOKEN_PREFIX = "snapml_"  # noqa: S105  a prefix, not a secret
 
 
@@ -28,14 +30,26 @@ class PasswordNotChanged(UserError):
         )
 
 
-def create_token(user: User, name: str, scope: str = Scope.WRITE) -> tuple[ApiToken, str]:
-    """Create a token. Returns it with its secret, which is not stored.
+def create_token(
+    user: User, name: str, scope: str = Scope.WRITE, *, days: int | None = None
+) -> tuple[ApiToken, str]:
+    """Create a token that expires after `days`, or never. Returns it with its secret, which is not
+    stored.
 
     Raises:
-        UserError: the scope is unknown.
+        UserError: the scope or the number of days is not allowed.
+        Conflict: the user has MAX_TOKENS tokens.
     """
     if scope not in Scope.values:
         raise UserError(f"scope must be one of {', '.join(Scope.values)}.", field="scope")
+    if days is not None and not 1 <= days <= MAX_DAYS:
+        raise UserError(f"days must be between 1 and {MAX_DAYS:,}.", field="days")
+    now = timezone.now()
+    if user.tokens.filter(is_valid_at(now)).count() >= MAX_TOKENS:
+        raise Conflict(
+            f"You have {MAX_TOKENS} tokens. Revoke one that you no longer need.",
+            code="too_many_tokens",
+        )
     secret = TOKEN_PREFIX + secrets.token_urlsafe(32)
     token = ApiToken.objects.create(
         user=user,
@@ -43,8 +57,14 @@ def create_token(user: User, name: str, scope: str = Scope.WRITE) -> tuple[ApiTo
         scope=scope,
         digest=hash_secret(secret),
         hint=secret[-4:],
+        expires_at=None if days is None else now + timedelta(days=days),
     )
     return token, secret
+
+
+def is_valid_at(now: datetime) -> Q:
+    """The condition that a token is neither revoked nor expired."""
+    return Q(revoked_at=None) & (Q(expires_at=None) | Q(expires_at__gt=now))
 
 
 def find_token(secret: str) -> ApiToken | None:
@@ -54,16 +74,16 @@ def find_token(secret: str) -> ApiToken | None:
     Raises:
         PasswordNotChanged: the user has to change the one-time password first.
     """
+    now = timezone.now()
     token = (
         ApiToken.objects.select_related("user")
-        .filter(digest=hash_secret(secret), revoked_at=None)
+        .filter(is_valid_at(now), digest=hash_secret(secret))
         .first()
     )
     if token is None or not token.user.is_active:
         return None
     if token.user.must_change_password:
         raise PasswordNotChanged(token.user)
-    now = timezone.now()
     is_stale = Q(last_used_at=None) | Q(last_used_at__lt=now - timedelta(minutes=1))
     ApiToken.objects.filter(is_stale, pk=token.pk).update(last_used_at=now)
     return token

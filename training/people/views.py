@@ -31,6 +31,8 @@ from training.people.sign_in_attempts import (
 
 MAX_TRIES = 10  # for one username from one address
 MAX_TRIES_FROM_ONE_ADDRESS = 100
+MAX_LISTED_TOKENS = 100
+TOKEN_DAYS = (("30", "30 days"), ("90", "90 days"), ("365", "a year"), ("", "never"))
 WAIT_MESSAGE = f"Too many failed attempts. Wait {WINDOW_SECONDS // 60} minutes, then try again."
 
 
@@ -115,7 +117,8 @@ def show_account(request: AuthenticatedRequest) -> HttpResponse:
 def build_account_context(request: AuthenticatedRequest) -> dict[str, Any]:
     visible_teams = teams.list_visible_teams(request.user)
     return {
-        "tokens": request.user.tokens.order_by("-created_at"),
+        "tokens": request.user.tokens.order_by("-created_at")[:MAX_LISTED_TOKENS],
+        "days_choices": TOKEN_DAYS,
         "teams": [
             (team, list(team.memberships.all()), teams.can_manage_team(request.user, team))
             for team in visible_teams
@@ -130,7 +133,10 @@ def build_account_context(request: AuthenticatedRequest) -> dict[str, Any]:
 def create_token(request: AuthenticatedRequest) -> HttpResponse:
     """Only this response contains the secret: it is in no URL, session or cache."""
     _, secret = tokens.create_token(
-        request.user, request.POST.get("name", ""), request.POST.get("scope", Scope.READ)
+        request.user,
+        request.POST.get("name", ""),
+        request.POST.get("scope", Scope.READ),
+        days=parse_int_or_zero(request.POST.get("days", "")) or None,
     )
     return render(
         request, "people/account.html", {**build_account_context(request), "secret": secret}

@@ -5,6 +5,7 @@ from typing import Any
 
 from django.core.management.base import BaseCommand, CommandError
 
+from training.errors import UserError
 from training.people.models import User
 from training.people.tokens import PasswordNotChanged, create_token
 
@@ -15,6 +16,7 @@ class Command(BaseCommand):
     def add_arguments(self, parser: ArgumentParser) -> None:
         parser.add_argument("user")
         parser.add_argument("--name", default="created in the shell")
+        parser.add_argument("--days", type=int, help="days until it expires (default: never)")
 
     def handle(self, *args: Any, **options: Any) -> None:
         user = User.objects.filter(username=options["user"]).first()
@@ -23,6 +25,10 @@ class Command(BaseCommand):
                 User.objects.order_by("username").values_list("username", flat=True)[:20]
             )
             raise CommandError(f"User {options['user']!r} not found. Users: {known or 'none yet'}.")
-        self.stdout.write(create_token(user, options["name"])[1])
+        try:
+            _, secret = create_token(user, options["name"], days=options["days"])
+        except UserError as error:
+            raise CommandError(error.message) from error
+        self.stdout.write(secret)
         if user.must_change_password:
             self.stderr.write(PasswordNotChanged(user).message)
