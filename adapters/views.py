@@ -8,7 +8,7 @@ from django.core.paginator import Paginator
 from django.db.models import Q
 from django.http import HttpResponse, HttpResponseBase, JsonResponse, StreamingHttpResponse
 from django.shortcuts import render
-from django.views.decorators.http import require_POST
+from django.views.decorators.http import require_POST, require_safe
 
 from adapters.evaluation import votes
 from adapters.export.views import get_export_context
@@ -29,6 +29,7 @@ VERSIONS_PER_PAGE = 100
 MAX_SWITCHES = 12  # deployments offered on a version's page; /deployments lists all
 
 
+@require_safe
 def list_adapters(request: AuthenticatedRequest) -> HttpResponse:
     """List versions by base model, newest first; `?q=` searches names and tags."""
     rows = AdapterVersion.objects.visible_to(request.user).select_related(
@@ -48,6 +49,7 @@ def list_adapters(request: AuthenticatedRequest) -> HttpResponse:
     )
 
 
+@require_safe
 def show_adapter(request: AuthenticatedRequest, adapter_id: int) -> HttpResponse:
     version = get_visible(
         AdapterVersion,
@@ -82,6 +84,7 @@ def show_adapter(request: AuthenticatedRequest, adapter_id: int) -> HttpResponse
     return render(request, "adapters/adapter.html", values)
 
 
+@require_safe
 def download_adapter(request: AuthenticatedRequest, adapter_id: int) -> HttpResponseBase:
     version = get_visible(AdapterVersion, request.user, adapter_id)
     response = StreamingHttpResponse(
@@ -91,6 +94,7 @@ def download_adapter(request: AuthenticatedRequest, adapter_id: int) -> HttpResp
     return response
 
 
+@require_safe
 def show_held_out_prompt(request: AuthenticatedRequest, adapter_id: int) -> HttpResponse:
     return JsonResponse(get_held_out_prompt(request, adapter_id))
 

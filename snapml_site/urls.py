@@ -3,6 +3,7 @@ from django.contrib.auth.decorators import login_not_required
 from django.http import HttpRequest, HttpResponse
 from django.shortcuts import redirect, render
 from django.urls import URLPattern, URLResolver, include, path
+from django.views.decorators.http import require_safe
 
 from snapml_site import context_processors
 from snapml_site.api import api
@@ -10,11 +11,13 @@ from training.errors import NotAllowed
 from training.people.requests import AuthenticatedRequest
 
 
+@require_safe
 @login_not_required
 def health(_request: HttpRequest) -> HttpResponse:
     return HttpResponse("ok", content_type="text/plain")
 
 
+@require_safe
 def show_status_bar(request: AuthenticatedRequest) -> HttpResponse:
     return render(request, "_status_bar.html", context_processors.build_status_bar(request.user))
 

@@ -9,7 +9,7 @@ from typing import Any
 from django.http import HttpResponse
 from django.shortcuts import redirect, render
 from django.urls import reverse
-from django.views.decorators.http import require_POST
+from django.views.decorators.http import require_POST, require_safe
 
 from adapters.evaluation import benchmark
 from adapters.evaluation.replies import KIND
@@ -80,6 +80,7 @@ def get_benchmark(request: AuthenticatedRequest, sweep_id: int) -> Sweep:
     return sweep
 
 
+@require_safe
 def show_benchmark(request: AuthenticatedRequest, sweep_id: int) -> HttpResponse:
     sweep = get_benchmark(request, sweep_id)
     rows = benchmark.build_report(sweep)
@@ -119,6 +120,7 @@ def request_replies(request: AuthenticatedRequest, sweep_id: int) -> HttpRespons
     return redirect("benchmark", sweep_id)
 
 
+@require_safe
 def export_report(request: AuthenticatedRequest, sweep_id: int) -> HttpResponse:
     """The report as Markdown with `?as=md`, else as CSV."""
     sweep = get_benchmark(request, sweep_id)

@@ -12,7 +12,7 @@ from django.db.models import Q
 from django.http import HttpResponse, JsonResponse, QueryDict
 from django.shortcuts import redirect, render
 from django.urls import reverse
-from django.views.decorators.http import require_POST
+from django.views.decorators.http import require_POST, require_safe
 
 from adapters.evaluation import answer_table, prompt_sets, votes, weight_analysis
 from adapters.evaluation import replies as evaluation_replies
@@ -106,6 +106,7 @@ def parse_params(request: AuthenticatedRequest, form: QueryDict) -> ComparisonPa
     )
 
 
+@require_safe
 def compare_versions(request: AuthenticatedRequest) -> HttpResponse:
     params = parse_params(request, request.GET)
     replies = get_replies(params)
@@ -144,6 +145,7 @@ def compare_versions(request: AuthenticatedRequest) -> HttpResponse:
     return render(request, "adapters/compare.html", values)
 
 
+@require_safe
 def show_answers(request: AuthenticatedRequest) -> HttpResponse:
     """The answers and verdicts, which the page reloads while replies arrive."""
     params = parse_params(request, request.GET)
@@ -284,6 +286,7 @@ def parse_pair(
     return (prompts, *votes.order_pair(first, second))
 
 
+@require_safe
 def show_next_vote(request: AuthenticatedRequest) -> HttpResponse:
     """The next row to vote on. The page does not contain which side belongs to which version."""
     prompts, first, second = parse_pair(request, request.GET)

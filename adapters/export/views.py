@@ -7,7 +7,7 @@ from typing import Any
 from django.http import HttpResponse, HttpResponseBase, StreamingHttpResponse
 from django.shortcuts import redirect, render
 from django.urls import reverse
-from django.views.decorators.http import require_POST
+from django.views.decorators.http import require_POST, require_safe
 
 from adapters.export import gguf as export_gguf
 from adapters.export import hub
@@ -18,6 +18,7 @@ from training.people.permissions import get_changeable, get_visible
 from training.people.requests import AuthenticatedRequest, async_chunks
 
 
+@require_safe
 def show_exports(request: AuthenticatedRequest, adapter_id: int) -> HttpResponse:
     """The export card, which the page reloads while an export runs."""
     version = get_visible(AdapterVersion, request.user, adapter_id, "base_model")
@@ -69,6 +70,7 @@ def push_adapter(request: AuthenticatedRequest, adapter_id: int) -> HttpResponse
     return redirect("adapter", adapter_id)
 
 
+@require_safe
 def download_merged(request: AuthenticatedRequest, adapter_id: int) -> HttpResponseBase:
     version = get_visible(AdapterVersion, request.user, adapter_id, "base_model")
     export_gguf.get_model_folder(version)
@@ -79,6 +81,7 @@ def download_merged(request: AuthenticatedRequest, adapter_id: int) -> HttpRespo
     return response
 
 
+@require_safe
 def download_gguf(
     request: AuthenticatedRequest, adapter_id: int, quantization: str
 ) -> HttpResponseBase:

@@ -9,7 +9,7 @@ import math
 from django.contrib import messages
 from django.http import HttpResponse
 from django.shortcuts import redirect, render
-from django.views.decorators.http import require_POST
+from django.views.decorators.http import require_POST, require_safe
 
 from adapters.models import AdapterVersion
 from adapters.registry import actions, continue_training, imports, services
@@ -123,5 +123,6 @@ def import_from_form(request: AuthenticatedRequest) -> AdapterVersion:
     return imports.import_version(request.user, uploads, base, request.POST.get("name", ""))
 
 
+@require_safe
 def show_disk_usage(request: AuthenticatedRequest) -> HttpResponse:
     return render(request, "adapters/disk.html", actions.get_disk_usage(request.user))

@@ -9,7 +9,7 @@ from typing import Any
 from django.contrib import messages
 from django.http import HttpResponse, JsonResponse, QueryDict
 from django.shortcuts import redirect, render
-from django.views.decorators.http import require_POST
+from django.views.decorators.http import require_POST, require_safe
 
 from adapters.export import merge
 from adapters.models import AdapterVersion, Deployment
@@ -24,6 +24,7 @@ MAX_HISTORY = 50
 MAX_CHOICES = 200
 
 
+@require_safe
 def list_deployments(request: AuthenticatedRequest) -> HttpResponse:
     rows = list(
         Deployment.objects.visible_to(request.user).select_related(
@@ -38,6 +39,7 @@ def list_deployments(request: AuthenticatedRequest) -> HttpResponse:
     return render(request, "adapters/deployments.html", values)
 
 
+@require_safe
 def show_deployment(request: AuthenticatedRequest, name: str) -> HttpResponse:
     deployment = get_deployment(request, name)
     values = {
@@ -53,6 +55,7 @@ def show_deployment(request: AuthenticatedRequest, name: str) -> HttpResponse:
     return render(request, "adapters/deployment.html", values)
 
 
+@require_safe
 def show_live_status(request: AuthenticatedRequest, name: str) -> HttpResponse:
     """The part of the page that is refreshed: figures, counts and merges."""
     return render(
@@ -60,6 +63,7 @@ def show_live_status(request: AuthenticatedRequest, name: str) -> HttpResponse:
     )
 
 
+@require_safe
 def show_usage_by_minute(request: AuthenticatedRequest, name: str) -> JsonResponse:
     deployment = get_deployment(request, name)
     rows = usage.get_usage_by_minute(deployment)

@@ -15,7 +15,7 @@ from training.process_identity import (
 )
 from training.runs.models import Run
 from training.runs.states import State
-from training.runs.worker.lease import LeaseLost, claim_run, list_claimable_runs
+from training.runs.worker.lease import Lease, LeaseLost, claim_run, list_claimable_runs
 
 pytestmark = pytest.mark.django_db
 
@@ -34,6 +34,12 @@ def test_only_the_first_claim_gets_the_run(run):
     assert claim_run(run.pk) is not None
     assert claim_run(run.pk) is None
     assert Run.objects.get(pk=run.pk).state == State.STARTING
+
+
+def test_an_empty_token_is_no_lease(run):
+    with pytest.raises(LeaseLost):
+        Lease(run.pk, "").update_run(message="written without a lease")
+    assert Run.objects.get(pk=run.pk).message == ""
 
 
 def test_a_device_has_at_most_as_many_runs_as_its_pool_allows(run):

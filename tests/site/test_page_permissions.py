@@ -119,6 +119,42 @@ SHARED = {
 LEADING = {"quotas", "quota", "quota-report", "audit", "audit-file"}
 ADMINS = {"admin-login", "quota-pool", "quota-person", "gpu-return"}
 
+# Other pages with a form, or that a form's fields are sent to.
+POSTED = {
+    "adapter-continue",
+    "adapter-import",
+    "adapter-try",
+    "adapters-generate",
+    "adapters-vote-cast",
+    "adapters-weights",
+    "benchmark-new",
+    "dataset-example",
+    "dataset-new",
+    "deployment-new",
+    "gpu-return",
+    "guide-dismiss",
+    "model-add",
+    "model-retry",
+    "password",
+    "quota",
+    "quota-person",
+    "quota-pool",
+    "run-costs",
+    "run-file",
+    "run-memory",
+    "run-new",
+    "run-settings",
+    "run-summary",
+    "runs-archive",
+    "team-new",
+    "team-role",
+    "team-share",
+    "token-new",
+    "token-revoke",
+    "webhook-new",
+    "webhook-remove",
+}
+
 
 def list_pages():
     patterns = {}
@@ -348,3 +384,12 @@ def test_tokens_of_users_with_a_one_time_password_are_rejected(client, alice):
 )
 def test_path_traversal_is_not_found(as_alice, path):
     assert as_alice.get(path).status_code == 404
+
+
+@pytest.mark.parametrize(
+    "name",
+    sorted((OWNED | SHARED | LEADING | ADMINS) - POSTED - {"admin-login"}),
+)
+def test_a_page_that_only_shows_something_takes_no_post(client, people, things, name):
+    client.force_login(people["admin"])
+    assert client.post(page_url(name, things)).status_code == 405

@@ -6,7 +6,7 @@ from django.contrib import messages
 from django.http import HttpResponse
 from django.shortcuts import get_object_or_404, redirect, render
 from django.urls import reverse
-from django.views.decorators.http import require_POST
+from django.views.decorators.http import require_POST, require_safe
 
 from training.catalog import services
 from training.catalog.models import BaseModel, ModelState
@@ -14,6 +14,7 @@ from training.errors import UserError
 from training.people.requests import AuthenticatedRequest
 
 
+@require_safe
 def show_models(request: AuthenticatedRequest) -> HttpResponse:
     base_models = BaseModel.objects.all()
     is_importing = any(
@@ -24,6 +25,7 @@ def show_models(request: AuthenticatedRequest) -> HttpResponse:
     return render(request, template, {"models": base_models, "poll_address": poll_address})
 
 
+@require_safe
 def show_model(request: AuthenticatedRequest, model_id: int) -> HttpResponse:
     return render(
         request, "catalog/model.html", {"model": get_object_or_404(BaseModel, pk=model_id)}

@@ -11,7 +11,7 @@ from django.conf import settings
 from django.http import HttpResponse, HttpResponseBase, JsonResponse
 from django.shortcuts import redirect, render
 from django.urls import reverse
-from django.views.decorators.http import require_POST
+from django.views.decorators.http import require_POST, require_safe
 
 from training.datasets import uploads
 from training.datasets.build import BuildOptions
@@ -103,6 +103,7 @@ def to_named_file(file: Any, split: str) -> NamedFile | None:
     return Path(file.temporary_file_path()), str(file.name), split
 
 
+@require_safe
 def show_upload(request: AuthenticatedRequest, upload_id: int) -> HttpResponse:
     """One page for all steps; its content depends on the state of the upload."""
     upload = get_visible(Upload, request.user, upload_id, "dataset", "owner")

@@ -7,7 +7,7 @@ from __future__ import annotations
 from django.contrib import messages
 from django.http import HttpResponse
 from django.shortcuts import redirect, render
-from django.views.decorators.http import require_POST
+from django.views.decorators.http import require_POST, require_safe
 
 from training.datasets import services
 from training.datasets.examples import EXAMPLES, add_example
@@ -20,6 +20,7 @@ from training.people.permissions import get_visible
 from training.people.requests import AuthenticatedRequest, parse_int_or_zero
 
 
+@require_safe
 def list_datasets(request: AuthenticatedRequest) -> HttpResponse:
     rows = (
         Dataset.objects.visible_to(request.user)
@@ -45,6 +46,7 @@ def use_example(request: AuthenticatedRequest, key: str) -> HttpResponse:
     return redirect("dataset", version.dataset_id)
 
 
+@require_safe
 def show_dataset(request: AuthenticatedRequest, dataset_id: int) -> HttpResponse:
     """The rows of a dataset; `?version=N` shows an older version."""
     dataset = get_visible(Dataset, request.user, dataset_id, "owner", "team")

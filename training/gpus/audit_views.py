@@ -16,7 +16,7 @@ from django.core.paginator import Paginator
 from django.db.models import Q
 from django.http import HttpResponse, HttpResponseBase, StreamingHttpResponse
 from django.shortcuts import get_object_or_404, redirect, render
-from django.views.decorators.http import require_POST
+from django.views.decorators.http import require_POST, require_safe
 
 from training.gpus import audit as audit_log
 from training.gpus import quotas, usage
@@ -51,6 +51,7 @@ def filter_audit_entries(user: User, action: str = "", text: str = "") -> Any:
     return rows
 
 
+@require_safe
 def show_audit_log(request: AuthenticatedRequest) -> HttpResponse:
     action, text = request.GET.get("action", "")[:30], request.GET.get("q", "")[:100]
     rows = filter_audit_entries(request.user, action, text)
@@ -69,6 +70,7 @@ def show_audit_log(request: AuthenticatedRequest) -> HttpResponse:
     return render(request, "gpus/audit.html", values)
 
 
+@require_safe
 def download_audit_log(request: AuthenticatedRequest) -> HttpResponseBase:
     rows = filter_audit_entries(
         request.user, request.GET.get("action", "")[:30], request.GET.get("q", "")[:100]
@@ -93,6 +95,7 @@ def download_audit_log(request: AuthenticatedRequest) -> HttpResponseBase:
     return build_csv_response(header, iter_lines(), "audit.csv")
 
 
+@require_safe
 def download_report(request: AuthenticatedRequest) -> HttpResponseBase:
     """Device-seconds by team, user and pool as CSV, for a month such as `?month=2026-11`."""
     quotas.check_lead_or_admin(request.user)

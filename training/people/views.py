@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import hashlib
 import unicodedata
-from typing import Any
+from typing import Any, cast
 
 from django.contrib import messages
 from django.contrib.auth import views as auth
-from django.contrib.auth.forms import AuthenticationForm
+from django.contrib.auth.forms import AuthenticationForm, PasswordChangeForm
 from django.http import HttpRequest, HttpResponse
 from django.shortcuts import redirect, render
 from django.urls import reverse_lazy
 from django.views.decorators.cache import never_cache
-from django.views.decorators.http import require_POST
+from django.views.decorators.http import require_POST, require_safe
 
 from training.people import teams, tokens
-from training.people.models import Role, Scope
+from training.people.models import Role, Scope, User
 from training.people.requests import (
     AuthenticatedRequest,
     get_client_address,
@@ -89,7 +89,9 @@ class ChangePassword(auth.PasswordChangeView):
 
     def post(self, request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponse:
         if count_attempt(self.attempts_key) > MAX_TRIES:
-            context = {"form": self.get_form_class()(request.user), "wait_message": WAIT_MESSAGE}
+            # Not bound to the request: its errors would say whether the password is right
+            form = PasswordChangeForm(cast(User, request.user))
+            context = {"form": form, "wait_message": WAIT_MESSAGE}
             return render(request, self.template_name, context, status=429)
         return super().post(request, *args, **kwargs)
 
@@ -110,6 +112,7 @@ class ChangePassword(auth.PasswordChangeView):
         return response
 
 
+@require_safe
 def show_account(request: AuthenticatedRequest) -> HttpResponse:
     return render(request, "people/account.html", build_account_context(request))
 

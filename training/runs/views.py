@@ -9,7 +9,7 @@ from django.http import HttpResponse, HttpResponseBase, StreamingHttpResponse
 from django.shortcuts import redirect, render
 from django.urls import reverse
 from django.utils.cache import patch_vary_headers
-from django.views.decorators.http import require_POST
+from django.views.decorators.http import require_POST, require_safe
 
 from training.datasets.models import Dataset
 from training.engine.metrics import metrics_as_dicts
@@ -33,6 +33,7 @@ LOG_LINES = 300
 CHART_POINTS = 600  # a line has twice as many points, about one per pixel of a wide screen
 
 
+@require_safe
 def list_runs(request: AuthenticatedRequest) -> HttpResponse:
     run_filters = filters.RunFilters.from_query(request.GET.dict())
     page = filters.paginate_runs(request.user, run_filters, request.GET.get("page"))
@@ -85,6 +86,7 @@ def get_next_sort(current_sort: str, name: str) -> str:
     return name if name in ("name", "model", "owner") else f"-{name}"
 
 
+@require_safe
 def show_run(request: AuthenticatedRequest, run_id: int) -> HttpResponse:
     run = get_visible(
         Run, request.user, run_id, "owner", "team", "base_model", "data__dataset", "sweep"
@@ -97,6 +99,7 @@ def show_run(request: AuthenticatedRequest, run_id: int) -> HttpResponse:
     return render(request, "runs/run.html", values)
 
 
+@require_safe
 def show_header(request: AuthenticatedRequest, run_id: int) -> HttpResponse:
     """The parts of the page that depend on the state, and the config, which trials may change. The
     page fetches them when the state changes.
@@ -181,6 +184,7 @@ def archive_runs(request: AuthenticatedRequest) -> HttpResponse:
     return redirect("runs")
 
 
+@require_safe
 def compare_runs(request: AuthenticatedRequest) -> HttpResponse:
     """`?run=1&run=2`: compare curves, settings and figures. The URL contains the whole view."""
     run_ids = list(dict.fromkeys(parse_int_or_zero(text) for text in request.GET.getlist("run")))
@@ -208,6 +212,7 @@ def compare_runs(request: AuthenticatedRequest) -> HttpResponse:
     return render(request, "runs/compare.html", values)
 
 
+@require_safe
 def show_log(request: AuthenticatedRequest, run_id: int) -> HttpResponse:
     run = get_visible(Run, request.user, run_id)
     rows = (
@@ -222,6 +227,7 @@ def show_log(request: AuthenticatedRequest, run_id: int) -> HttpResponse:
     )
 
 
+@require_safe
 def show_files(request: AuthenticatedRequest, run_id: int) -> HttpResponse:
     run = get_visible(Run, request.user, run_id)
     can_change = Run.objects.changeable_by(request.user).filter(pk=run.pk).exists()
@@ -233,6 +239,7 @@ def show_files(request: AuthenticatedRequest, run_id: int) -> HttpResponse:
     return render(request, "runs/_files.html", values)
 
 
+@require_safe
 def download_config(request: AuthenticatedRequest, run_id: int) -> HttpResponse:
     run = get_visible(Run, request.user, run_id, "base_model", "data__dataset")
     return add_download_header(
@@ -240,6 +247,7 @@ def download_config(request: AuthenticatedRequest, run_id: int) -> HttpResponse:
     )
 
 
+@require_safe
 def download_csv(request: AuthenticatedRequest, run_id: int) -> HttpResponseBase:
     run = get_visible(Run, request.user, run_id)
     return add_download_header(
@@ -249,6 +257,7 @@ def download_csv(request: AuthenticatedRequest, run_id: int) -> HttpResponseBase
     )
 
 
+@require_safe
 def download_parquet(request: AuthenticatedRequest, run_id: int) -> HttpResponse:
     run = get_visible(Run, request.user, run_id)
     return add_download_header(
@@ -266,6 +275,7 @@ def add_download_header(response: Response, run: Run, extension: str) -> Respons
     return response
 
 
+@require_safe
 def show_memory_options(request: AuthenticatedRequest, run_id: int) -> HttpResponse:
     """The options to resume a run that ran out of memory, each with its forecast. `?forecast=1`
     first simulates one option that has no forecast yet.
@@ -300,6 +310,7 @@ def apply_memory_option(request: AuthenticatedRequest, run_id: int) -> HttpRespo
     return redirect("run", run_id)
 
 
+@require_safe
 def show_sweep(request: AuthenticatedRequest, sweep_id: int) -> HttpResponse:
     sweep = get_visible(Sweep, request.user, sweep_id, "owner")
     runs = list(

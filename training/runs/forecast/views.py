@@ -10,6 +10,7 @@ from django.http import HttpResponse
 from django.shortcuts import render
 from django.urls import reverse
 from django.utils.http import urlencode
+from django.views.decorators.http import require_safe
 
 from training.catalog.models import BaseModel, ModelState
 from training.datasets.permissions import get_visible_version
@@ -22,6 +23,7 @@ from training.runs.forecast import token_lengths
 ROWS_PER_PAGE = 4
 
 
+@require_safe
 def show_training_tokens(request: AuthenticatedRequest, version_id: int) -> HttpResponse:
     """A fragment: `?model=&length=&split=&start=&prompt=on`. The default model is the first that is
     ready.

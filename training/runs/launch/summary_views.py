@@ -7,7 +7,7 @@ from typing import Any
 
 from django.http import HttpResponse
 from django.shortcuts import render
-from django.views.decorators.http import require_POST
+from django.views.decorators.http import require_POST, require_safe
 
 from training.engine.methods import METHODS
 from training.errors import UserError
@@ -92,6 +92,7 @@ def format_missing_choice(launch_input: LaunchInput) -> str:
     return "Choose data"
 
 
+@require_safe
 def measure_lengths(request: AuthenticatedRequest) -> HttpResponse:
     """Measure the token lengths of the selected data with the selected model. The summary card
     requests this if they are not cached.

@@ -8,7 +8,7 @@ from typing import Any
 
 from django.http import HttpResponse
 from django.shortcuts import redirect, render
-from django.views.decorators.http import require_POST
+from django.views.decorators.http import require_POST, require_safe
 
 from training.auto.plan_types import GOALS
 from training.catalog.models import BaseModel, ModelState
@@ -192,6 +192,7 @@ def get_offered_models() -> dict[str, Any]:
     return {"models": models, "unready": ".".join(unready)}
 
 
+@require_safe
 def refresh_model_select(request: AuthenticatedRequest) -> HttpResponse:
     """The select of base models, which polls while a model is imported. Responds with 204 if
     nothing has changed, so that an open list does not close.

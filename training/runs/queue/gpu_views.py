@@ -12,7 +12,7 @@ from django.db.models import F
 from django.http import HttpResponse, JsonResponse
 from django.shortcuts import redirect, render
 from django.utils import timezone
-from django.views.decorators.http import require_POST
+from django.views.decorators.http import require_POST, require_safe
 
 from training.errors import NotFound
 from training.gpus import quotas, usage
@@ -29,6 +29,7 @@ MAX_INTERVALS = 5_000
 MAX_WAITING_ROWS = 200
 
 
+@require_safe
 def show_gpus(request: AuthenticatedRequest) -> HttpResponse:
     values = {"pools": load_pools(request), **load_queue(request)}
     if request.headers.get("HX-Request"):
@@ -97,6 +98,7 @@ def load_queue(request: AuthenticatedRequest) -> dict[str, Any]:
     }
 
 
+@require_safe
 def get_timeline(request: AuthenticatedRequest) -> JsonResponse:
     """Allocations for the chart: all for admins, else those of the user and of the teams that they
     lead.
@@ -154,6 +156,7 @@ def change_pool(request: AuthenticatedRequest, run_id: int) -> HttpResponse:
     return redirect("run", run_id)
 
 
+@require_safe
 def show_quotas(request: AuthenticatedRequest) -> HttpResponse:
     """Quotas and usage of all teams and users. Leads see their own teams."""
     quotas.check_lead_or_admin(request.user)

@@ -49,7 +49,8 @@ class Lease:
         Raises:
             LeaseLost: the token is no longer that of the run; nothing was written.
         """
-        if not Run.objects.filter(pk=self.run_id, lease_token=self.token).update(**changes):
+        leased = Run.objects.filter(pk=self.run_id, lease_token=self.token).exclude(lease_token="")
+        if not leased.update(**changes):
             raise LeaseLost(f"run {self.run_id}")
 
 
