@@ -27,7 +27,7 @@ with fast_imports():
 
     from adapters.programs.output_similarity import compare_outputs
     from adapters.programs.weight_deltas import WeightDelta, load_deltas
-    from adapters.registry.import_checks import find_weight_name
+    from adapters.registry.base_shapes import find_weight_name
     from training.child_process import emit_message, main, read_params
     from training.errors import UserError
 

@@ -18,7 +18,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from adapters.registry.import_checks import TENSOR_PREFIX, find_weight_name
+from adapters.registry.base_shapes import find_weight_name
+from adapters.registry.import_checks import TENSOR_PREFIX
 from training.catalog.safetensors_header import TensorInfo, read_header
 from training.errors import UserError
 
@@ -81,11 +82,7 @@ def find_original(name: str, base: Mapping[str, StoredTensor]) -> StoredTensor |
     match = COPY_PATTERN.fullmatch(name.removeprefix(TENSOR_PREFIX))
     if match is None or ADAPTER_PART_PATTERN.search(name):
         return None
-    if match["part"] == "weight":
-        weight_name = find_weight_name(match["module"], base.keys())
-    else:
-        names = (match["module"], match["module"].removeprefix("transformer."))
-        weight_name = next((f"{one}.bias" for one in names if f"{one}.bias" in base), None)
+    weight_name = find_weight_name(match["module"], base.keys(), match["part"])
     return base[weight_name] if weight_name else None
 
 

@@ -10,13 +10,25 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
 from typing import Any
 
+from adapters.registry.base_shapes import BaseShapes
 from training.errors import UserError
 
 TENSOR_PREFIX = "base_model.model."
-MAX_SIZE = 4096  # of rank, virtual tokens, bottleneck size
+MAX_SIZE, MAX_DIMENSION = 4096, 1_000_000
+# Of the sizes in the config
+MAX_SIZES = {
+    "r": MAX_SIZE,
+    "num_virtual_tokens": MAX_SIZE,
+    "bottleneck_size": MAX_SIZE,
+    "token_dim": MAX_DIMENSION,
+    "num_layers": MAX_DIMENSION,
+    "num_attention_heads": MAX_DIMENSION,
+    "encoder_hidden_size": MAX_DIMENSION,
+}
+MAX_ALPHA = 1e6
+PROMPT_METHODS = ("prefix", "prompt")
 # Keys copied by method. Keys that PEFT always writes are ignored, since the config is written anew;
 # any other key that is set is an error.
 ALLOWED_KEYS: dict[str, tuple[str, ...]] = {
@@ -58,6 +70,9 @@ IGNORED_KEYS = {
     "num_transformer_submodules",
     "prompt_tuning_init",
     "prompt_tuning_init_text",
+    "tokenizer_name_or_path",
+    "tokenizer_kwargs",
+    "prefix_projection",  # the saved prefix is already projected
     "rank_pattern",
     "target_modules",
     "exclude_modules",
@@ -86,56 +101,17 @@ BASE_CHANGING_INITS = ("pissa", "olora", "corda", "loftq", "lora_ga")
 NAME_LISTS = ("target_modules", "exclude_modules", "feedforward_modules", "layers_pattern")
 SWITCHES = ("use_rslora", "use_dora", "fan_in_fan_out")
 DEFAULT_RANK = 8  # PEFT's
-MAX_ALPHA = 1e6
 LAYER_INDEX_PATTERN = re.compile(r".*?\.[^.]*\.(\d+)\.")
 TENSOR_PATTERNS = {
     "lora": re.compile(
-        r"(?P<module>[\w.]+)\.lora_(?P<part>A|B)\.weight"
-        r"|(?P<embedding>[\w.]+)\.lora_embedding_(?P<embedding_part>A|B)"
-        r"|(?P<other>[\w.]+)\.lora_magnitude_vector(\.weight)?"
+        r"(?P<module>[\w.]+)\.(?P<part>lora_[AB]\.weight|lora_embedding_[AB]"
+        r"|lora_magnitude_vector)((?<=vector)\.weight)?"
     ),
-    "ia3": re.compile(r"(?P<module>[\w.]+)\.ia3_l"),
-    "bottleneck": re.compile(r"(?P<module>[\w.]+)\.bottleneck_(?P<part>down|up)\.(weight|bias)"),
+    "ia3": re.compile(r"(?P<module>[\w.]+)\.(?P<part>ia3_l)"),
+    "bottleneck": re.compile(r"(?P<module>[\w.]+)\.(?P<part>bottleneck_(down|up)\.(weight|bias))"),
     "prefix": re.compile(r"prompt_embeddings"),
     "prompt": re.compile(r"prompt_embeddings"),
 }
-
-
-def find_weight_name(module: str, names: Collection[str]) -> str | None:
-    """The name of a module's weight in the base's files. GPT-2 files on the Hub omit the
-    `transformer.` prefix, and a tied head is stored as the embeddings.
-    """
-    without_prefix = module.removeprefix("transformer.")
-    tied = (
-        [name for name in names if name.endswith(("embed_tokens.weight", "wte.weight"))]
-        if module == "lm_head"
-        else []
-    )
-    return next(
-        (name for name in (f"{module}.weight", f"{without_prefix}.weight", *tied) if name in names),
-        None,
-    )
-
-
-@dataclass(frozen=True)
-class BaseShapes:
-    """The name of a base model and the shapes of its weights."""
-
-    name: str
-    shapes: Mapping[str, list[int]]
-
-    def get_weight_shape(self, module: str) -> list[int]:
-        """Raises UserError if the base has no such 2-dimensional weight."""
-        name = find_weight_name(module, self.shapes)
-        shape = self.shapes[name] if name else None
-        if shape is None or len(shape) != 2:
-            raise UserError(
-                f"{self.name} has no weight {module[:80]!r}, which the adapter changes. Choose the "
-                "base model it was trained on.",
-                field="base",
-                code="unknown_module",
-            )
-        return shape
 
 
 def validate_config(
@@ -258,8 +234,10 @@ def ends_with_name(module: str, names: Collection[Any]) -> bool:
 
 def find_layer_index(module: str, layers_pattern: Any) -> int | None:
     """The number of the layer that a module is in, after one of the names in `layers_pattern`."""
-    names = [layers_pattern] if isinstance(layers_pattern, str) else layers_pattern
-    patterns = [re.compile(rf"(?:^|.*?\.){re.escape(str(name))}\.(\d+)\.") for name in names or ()]
+    names = [layers_pattern] if isinstance(layers_pattern, str) else layers_pattern or ()
+    patterns = [
+        re.compile(rf"(?:^|.*?\.){re.escape(str(name))}\.(\d+)\.") for name in names if name
+    ]
     matches = [pattern.match(module) for pattern in patterns or [LAYER_INDEX_PATTERN]]
     return next((int(match[1]) for match in matches if match), None)
 
@@ -317,59 +295,66 @@ def all_are(values: list[Any], kind: type) -> bool:
 
 
 def check_config_values(config: Mapping[str, Any]) -> None:
-    """Raises UserError for a size that is not an integer within its limit, or a pattern that is not
-    a map of module names to numbers.
+    """Raises UserError for a size or an alpha outside its limits, or a pattern that is not a map of
+    module names to such numbers.
     """
-    for name in (
-        "r",
-        "num_virtual_tokens",
-        "bottleneck_size",
-        "token_dim",
-        "num_layers",
-        "num_attention_heads",
-        "encoder_hidden_size",
-    ):
-        value, max_value = (
-            config.get(name),
-            MAX_SIZE if name in ("r", "num_virtual_tokens", "bottleneck_size") else 1_000_000,
-        )
-        if value is not None and (type(value) is not int or not 1 <= value <= max_value):
-            raise UserError(
-                f"adapter_config.json sets {name} to {str(value)[:40]}; it must be an integer from "
-                f"1 to {max_value:,}.",
-                field="file",
-                code="invalid_size",
-            )
-    alpha = config.get("lora_alpha", 1)
-    if type(alpha) not in (int, float) or not 0 < alpha <= MAX_ALPHA:
-        raise UserError(
-            f"adapter_config.json sets lora_alpha to {str(alpha)[:40]}; it must be a number above "
-            f"0, up to {MAX_ALPHA:,.0f}.",
-            field="file",
-            code="invalid_size",
-        )
+    for name, max_size in MAX_SIZES.items():
+        if name in config:
+            check_size(config[name], name, max_size)
+    if "lora_alpha" in config:
+        check_alpha(config["lora_alpha"], "lora_alpha")
     for name in ("rank_pattern", "alpha_pattern"):
         pattern = config.get(name) or {}
-        is_valid = isinstance(pattern, dict) and all(
-            re.fullmatch(r"[\w.]{1,200}", str(key))
-            and type(value) in (int, float)
-            and 0 < value <= MAX_SIZE
-            for key, value in pattern.items()
-        )
-        if not is_valid:
+        names = pattern if isinstance(pattern, dict) else [""]
+        if not all(re.fullmatch(r"[\w.]{1,200}", module) for module in names):
             raise UserError(
                 f"{name} in adapter_config.json must map module names to numbers. Regular "
                 "expressions are not supported: write the names of the modules.",
                 field="file",
                 code="invalid_pattern",
             )
+        for module in names:
+            if name == "rank_pattern":
+                check_size(pattern[module], f"{name} of {module[:80]}", MAX_SIZE)
+            else:
+                check_alpha(pattern[module], f"{name} of {module[:80]}")
+
+
+def check_size(value: Any, name: str, max_size: int) -> None:
+    """Raises UserError: the value is no whole number from 1 to `max_size`."""
+    if type(value) is not int or not 1 <= value <= max_size:
+        raise UserError(
+            f"adapter_config.json sets {name} to {str(value)[:40]}; it must be an integer from "
+            f"1 to {max_size:,}.",
+            field="file",
+            code="invalid_size",
+        )
+
+
+def check_alpha(value: Any, name: str) -> None:
+    """Raises UserError: the value is no number above 0, up to MAX_ALPHA."""
+    if type(value) not in (int, float) or not 0 < value <= MAX_ALPHA:
+        raise UserError(
+            f"adapter_config.json sets {name} to {str(value)[:40]}; it must be a number above "
+            f"0, up to {MAX_ALPHA:,.0f}.",
+            field="file",
+            code="invalid_size",
+        )
 
 
 def parse_tensor_name(name: str, method: str) -> tuple[str, str]:
-    """Return (module, part). Raises UserError for a tensor that does not belong to such
-    an adapter.
+    """Return (module, part). Raises UserError for a tensor that PEFT would not load into such an
+    adapter.
     """
-    match = TENSOR_PATTERNS[method].fullmatch(name.removeprefix(TENSOR_PREFIX))
+    prefix = "" if method in PROMPT_METHODS else TENSOR_PREFIX
+    if not name.startswith(prefix):
+        raise UserError(
+            f"PEFT would ignore tensor {name[:80]!r}, because its name does not start with "
+            f"{prefix!r}. Save the adapter with the `save_pretrained` of PEFT's model.",
+            field="file",
+            code="missing_prefix",
+        )
+    match = TENSOR_PATTERNS[method].fullmatch(name.removeprefix(prefix))
     if match is None:
         raise UserError(
             f"Tensor {name[:80]!r} does not belong to this type of adapter, which SnapML does not "
@@ -379,16 +364,12 @@ def parse_tensor_name(name: str, method: str) -> tuple[str, str]:
             code="unknown_tensor",
         )
     groups = match.groupdict()
-    module = groups.get("module") or groups.get("embedding") or groups.get("other") or ""
-    return module, groups.get("part") or groups.get("embedding_part") or ""
+    return groups.get("module") or "", groups.get("part") or ""
 
 
 def has_both_matrices(module: str, shapes: Mapping[str, list[int]]) -> bool:
-    names = {name.removeprefix(TENSOR_PREFIX) for name in shapes}
-    return {f"{module}.lora_A.weight", f"{module}.lora_B.weight"} <= names or {
-        f"{module}.lora_embedding_A",
-        f"{module}.lora_embedding_B",
-    } <= names
+    pairs = ("lora_A.weight", "lora_B.weight"), ("lora_embedding_A", "lora_embedding_B")
+    return any(all(f"{TENSOR_PREFIX}{module}.{part}" in shapes for part in pair) for pair in pairs)
 
 
 def check_tensor_shape(
@@ -396,35 +377,64 @@ def check_tensor_shape(
 ) -> None:
     """Raises UserError for a tensor whose shape fits neither the base's weight nor the config."""
     config, base = expected
-    module, part = parse_tensor_name(name, method)
-    if method in ("prefix", "prompt"):
-        if not shape or shape[0] != config.get("num_virtual_tokens"):
-            raise UserError(
-                f"The adapter has {shape[0] if shape else 0} virtual tokens, but its config says "
-                f"{config.get('num_virtual_tokens')}.",
-                field="file",
-                code="wrong_shape",
-            )
+    if method in PROMPT_METHODS:
+        check_prompt_shape(shape, method, config, base)
         return
-    weight = base.get_weight_shape(module)
-    if method == "lora" and part:
-        expected_rank = get_rank(module, config)
-        first, last = (shape[0], shape[1]) if len(shape) == 2 else (None, None)
-        rank, width = (first, last) if part == "A" else (last, first)
-        if rank != expected_rank or width not in weight:
-            raise UserError(
-                f"The adapter's {part} for {module[:80]} has shape {shape}, which does not fit "
-                f"rank {expected_rank} and the weight of shape {weight} in {base.name}. Choose "
-                "the base model it was trained on.",
-                field="base",
-                code="wrong_shape",
-            )
-    elif not shape or not all(
-        size in (1, config.get("bottleneck_size"), *weight) for size in shape
-    ):
+    module, part = parse_tensor_name(name, method)
+    shapes = list_shapes(module, part, config, base)
+    if shape not in shapes:
         raise UserError(
-            f"The adapter's tensor for {module[:80]} does not fit {base.name}. Choose the base "
-            "model it was trained on.",
+            f"The adapter's {part} for {module[:80]} has shape {shape}, but {base.name} needs "
+            f"{' or '.join(map(str, shapes))}. Choose the base model it was trained on, and check "
+            "the sizes in adapter_config.json.",
+            field="base",
+            code="wrong_shape",
+        )
+
+
+def list_shapes(
+    module: str, part: str, config: Mapping[str, Any], base: BaseShapes
+) -> list[list[int]]:
+    """The shapes that a part of an adapter may have for a module of the base."""
+    inputs, outputs = base.get_features(module)
+    rank, width = get_rank(module, config), config.get("bottleneck_size")
+    entries, dimension = base.get_weight_shape(module)
+    shapes = {
+        "lora_A.weight": [[rank, inputs]],
+        "lora_B.weight": [[outputs, rank]],
+        "lora_embedding_A": [[rank, entries]],
+        "lora_embedding_B": [[dimension, rank]],
+        "lora_magnitude_vector": [[outputs], [inputs]],  # the inputs of embeddings
+        "ia3_l": [[outputs, 1], [1, inputs]],  # a row for a feedforward module
+        "bottleneck_down.weight": [[width, outputs]],
+        "bottleneck_down.bias": [[width]],
+        "bottleneck_up.weight": [[outputs, width]],
+        "bottleneck_up.bias": [[outputs]],
+    }
+    return shapes[part]
+
+
+def check_prompt_shape(
+    shape: list[int], method: str, config: Mapping[str, Any], base: BaseShapes
+) -> None:
+    """Raises UserError: a prompt or prefix does not have the sizes that its config says and that
+    the base needs.
+    """
+    tokens, sizes = config.get("num_virtual_tokens"), base.get_prompt_sizes(method)
+    if not shape or shape[0] != tokens:
+        raise UserError(
+            f"The adapter has {shape[0] if shape else 0} virtual tokens, but its config says "
+            f"{tokens}.",
+            field="file",
+            code="wrong_shape",
+        )
+    used = {name: config.get(name) or size for name, size in sizes.items()}
+    width = used.get("token_dim", 0) * (2 * used.get("num_layers", 0) if method == "prefix" else 1)
+    if used != sizes or (width and shape[1:] != [width]):
+        needed = ", ".join(f"{name} {size}" for name, size in sizes.items())
+        raise UserError(
+            f"The adapter's {method} has shape {shape}, which does not fit {base.name} ({needed}) "
+            "or adapter_config.json. Choose the base model it was trained on.",
             field="base",
             code="wrong_shape",
         )

@@ -29,7 +29,8 @@ from adapters.registry.base_copies import (
     read_tensors,
     remove_tensors,
 )
-from adapters.registry.import_checks import BaseShapes, check_supported, validate_config
+from adapters.registry.base_shapes import BaseShapes
+from adapters.registry.import_checks import check_supported, validate_config
 from adapters.registry.services import (
     build_file_manifest,
     count_bytes,
@@ -37,6 +38,7 @@ from adapters.registry.services import (
     move_to_version_folder,
     take_next_number,
 )
+from training.catalog.metadata import read_json
 from training.catalog.models import BaseModel, ModelState
 from training.catalog.safetensors_header import InvalidHeader
 from training.engine.file_names import ADAPTER_FILES
@@ -320,7 +322,8 @@ def inspect_adapter(folder: Path, base: BaseModel) -> AdapterInfo:
         raise UserError(
             f"{ADAPTER_FILES[0]} has no weights of an adapter.", field="file", code="unknown_tensor"
         )
-    base_shapes = BaseShapes(base.name, get_shapes(base_tensors))
+    base_config = read_json(base.folder / "config.json")
+    base_shapes = BaseShapes(base.name, get_shapes(base_tensors), base_config)
     checked_config = validate_config(config, method, shapes, base_shapes)
     return AdapterInfo(method, checked_config, sum(math.prod(shape) for shape in shapes.values()))
 

@@ -2,7 +2,6 @@
 without being unpacked, executed or stored.
 """
 
-import io
 import json
 import pickle
 import stat
@@ -17,36 +16,23 @@ from django.core.files.uploadedfile import SimpleUploadedFile
 
 from adapters.models import AdapterVersion
 from adapters.registry import imports
+from tests.adapters.importing import (
+    CONFIG,
+    WEIGHTS,
+    assert_rejected,
+    compute_logits,
+    compute_version_logits,
+    make_upload,
+    read_folder,
+    replace_config,
+)
 from tests.engine.wrapped_models import CPU
 from tests.registry import train_version
-from tests.user_errors import raises_user_error
 from training.engine.modeling.model import load_base
 from training.engine.modeling.weights import load_adapter
 
 pytestmark = pytest.mark.django_db
 LINEAR = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
-WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
-
-
-@pytest.fixture
-def adapter_files(alice, base_model, data, device, no_queue, engine_once):
-    """The files of a trained adapter, in memory."""
-    version = train_version(alice, base_model, data, engine_once, max_steps=2)
-    files = {name: (version.folder / name).read_bytes() for name in (WEIGHTS, CONFIG)}
-    version.delete()
-    return files
-
-
-def make_upload(files, prefix=""):
-    buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
-        for name, content in files.items():
-            archive.writestr(name if isinstance(name, zipfile.ZipInfo) else prefix + name, content)
-    return [SimpleUploadedFile("adapter.zip", buffer.getvalue())]
-
-
-def replace_config(files, **changes):
-    return {**files, CONFIG: json.dumps({**json.loads(files[CONFIG]), **changes}).encode()}
 
 
 @pytest.mark.parametrize("prefix", ["", "my-adapter/"])
@@ -149,8 +135,11 @@ def test_invalid_weights_are_rejected_before_any_library_reads_them(
         ({"layer_replication": [[0, 2]]}, "unsupported_setting", ("layer_replication",)),
         ({"bias": "all"}, "unsupported_setting", ("bias",)),
         ({"r": 10**9}, "invalid_size", ("r", "4,096")),
-        ({"r": 3}, "wrong_shape", ("rank 3",)),
+        ({"r": 3}, "wrong_shape", ("lora_",)),
         ({"rank_pattern": {"(a+)+$": 4}}, "invalid_pattern", ("rank_pattern",)),
+        ({"rank_pattern": ["q_proj"]}, "invalid_pattern", ("rank_pattern",)),
+        ({"rank_pattern": {"q_proj": 4.0}}, "invalid_size", ("rank_pattern of q_proj",)),
+        ({"alpha_pattern": {"q_proj": "9"}}, "invalid_size", ("alpha_pattern of q_proj",)),
         ({"trainable_token_indices": [1]}, "unsupported_setting", ("trainable_token_indices",)),
         ({"bias": "lora_only"}, "unsupported_setting", ("bias",)),
         ({"a_new_key": 1}, "unsupported_setting", ("a_new_key",)),
@@ -310,39 +299,6 @@ def test_pickled_weights_beside_the_config_are_named(alice, base_model, adapter_
     assert_rejected(alice, base_model, uploads, "pickled_weights", WEIGHTS)
 
 
-@pytest.fixture
-def peft_folder(base_model, tmp_path):
-    """Writes an adapter of the base with plain PEFT, and returns its folder and its logits."""
-    from peft import IA3Config, LoraConfig, PeftModel, get_peft_model
-    from transformers import AutoModelForCausalLM
-
-    def write(dtype=torch.float32, is_ia3=False, **config):
-        torch.manual_seed(3)
-        base = AutoModelForCausalLM.from_pretrained(base_model.folder, dtype=torch.float32)
-        lora = {} if is_ia3 else {"r": 3, "lora_alpha": 5}
-        peft_config = (IA3Config if is_ia3 else LoraConfig)(**{**lora, **config})
-        model = get_peft_model(base, peft_config)
-        with torch.no_grad():
-            for name, parameter in model.named_parameters():
-                if "lora_" in name or "ia3_" in name:
-                    parameter.normal_(std=0.3)
-        model.to(dtype).save_pretrained(tmp_path / "peft")
-        again = AutoModelForCausalLM.from_pretrained(base_model.folder, dtype=torch.float32)
-        reference = PeftModel.from_pretrained(again, tmp_path / "peft")
-        return tmp_path / "peft", compute_logits(reference)
-
-    return write
-
-
-def compute_logits(model):
-    with torch.inference_mode():
-        return model.eval()(input_ids=torch.arange(2, 22)[None]).logits
-
-
-def read_folder(folder):
-    return {name: (folder / name).read_bytes() for name in (WEIGHTS, CONFIG)}
-
-
 @pytest.mark.parametrize(
     "config",
     [
@@ -368,9 +324,8 @@ def read_folder(folder):
 def test_an_imported_adapter_has_the_logits_of_plain_peft(alice, base_model, peft_folder, config):
     folder, expected = peft_folder(**config)
     version = imports.import_version(alice, make_upload(read_folder(folder)), base_model, "PEFT")
-    base = load_base(base_model.folder, torch.float32, CPU)
-    before = compute_logits(base)
-    logits = compute_logits(load_adapter(base, version.folder, "default"))
+    before = compute_logits(load_base(base_model.folder, torch.float32, CPU))
+    logits = compute_version_logits(version)
     torch.testing.assert_close(logits, expected)
     assert (logits - before).abs().max() > 0.01
     assert "base_layer" not in str((version.folder / WEIGHTS).read_bytes()[:5000])
@@ -416,6 +371,8 @@ def test_a_copy_of_a_base_weight_that_differs_is_rejected(alice, base_model, pef
         {"init_lora_weights": "pissa", "target_modules": "lm_head,v_proj"},
         {"init_lora_weights": "olora"},
         {"use_dora": True, "rank_pattern": "q_proj=2"},
+        {"alpha_pattern": "up_proj=4999"},
+        {"method": "prefix", "prefix_projection": True},
         {"method": "qlora", "init_lora_weights": "loftq"},
     ],
 )
@@ -425,13 +382,7 @@ def test_a_version_that_snapml_trained_can_be_imported_again(
     version = train_version(alice, base_model, data, engine_once, max_steps=2, **changes)
     files = {name: (version.folder / name).read_bytes() for name in (WEIGHTS, CONFIG)}
     again = imports.import_version(alice, make_upload(files), base_model, "Again")
-    logits = [
-        compute_logits(
-            load_adapter(load_base(base_model.folder, torch.float32, CPU), one.folder, "default")
-        )
-        for one in (version, again)
-    ]
-    torch.testing.assert_close(logits[0], logits[1])
+    torch.testing.assert_close(compute_version_logits(version), compute_version_logits(again))
     # No copy of the whole head
     assert "base_layer" not in str((version.folder / WEIGHTS).read_bytes()[:5000])
 
@@ -477,13 +428,6 @@ def test_a_file_that_is_not_a_zip_and_a_base_that_does_not_fit_are_rejected(
         "shallow",
         "model.layers.1",
     )
-
-
-def assert_rejected(user, base, uploads, code, *facts):
-    with raises_user_error(code=code, naming=facts):
-        imports.import_version(user, uploads, base, "Lights")
-    assert not AdapterVersion.objects.exists()
-    assert not list((Path(settings.HOME) / "adapters").glob(".import-*"))
 
 
 def test_the_two_files_are_imported_and_other_files_are_ignored(
