@@ -24,6 +24,7 @@ IMPORT_ORDER = [
         "training.child_process",
         "training.process_identity",
         "training.sqlite_queue",
+        "training.zip_errors",
     },
     {"training.people"},
     {"training.jobs"},

@@ -46,6 +46,7 @@ from training.errors import Conflict, TooLarge, UserError, to_one_line
 from training.formatting import format_bytes
 from training.people.models import User
 from training.text_input import InvalidInput, parse_json
+from training.zip_errors import DAMAGED_ZIP_ERRORS
 
 MAX_BYTES = 2 * 10**9
 MAX_ENTRIES = 20_000
@@ -161,7 +162,7 @@ def unpack_zip(upload: IO[bytes], target: Path) -> None:
     """
     try:
         archive = zipfile.ZipFile(upload)
-    except (zipfile.BadZipFile, OSError, ValueError) as error:
+    except (*DAMAGED_ZIP_ERRORS, OSError) as error:
         raise UserError(
             "Not a zip file. Zip the folder that PEFT's save_pretrained wrote.",
             field="file",
@@ -189,13 +190,7 @@ def unpack_zip(upload: IO[bytes], target: Path) -> None:
             try:
                 with archive.open(entry) as source, (target / file_name).open("xb") as file:
                     copy_bounded(source, file, entry.file_size, file_name)
-            except (
-                zipfile.BadZipFile,
-                NotImplementedError,
-                RuntimeError,
-                EOFError,
-                OSError,
-            ) as error:
+            except (*DAMAGED_ZIP_ERRORS, RuntimeError, OSError) as error:  # or a password
                 raise UserError(
                     f"Cannot unpack {file_name}: {str(error)[:100]}.",
                     field="file",
@@ -208,7 +203,8 @@ def find_adapter_entries(entries: list[zipfile.ZipInfo]) -> list[zipfile.ZipInfo
     deeper. Windows may separate folders with backslashes.
 
     Raises:
-        UserError: no folder has both, or several do.
+        UserError: no folder has both, several do, or the checkpoints lie in an adapter without
+            safetensors.
     """
     folders: dict[PurePosixPath, list[zipfile.ZipInfo]] = {}
     paths = [PurePosixPath(entry.filename.replace("\\", "/")) for entry in entries]
@@ -238,6 +234,7 @@ def find_adapter_entries(entries: list[zipfile.ZipInfo]) -> list[zipfile.ZipInfo
             field="file",
             code="duplicate_file",
         )
+    check_no_outer_adapter(closest[0], paths)
     for entry in complete[closest[0]]:
         mode = entry.external_attr >> 16
         if entry.is_dir() or (mode and not stat.S_ISREG(mode) and stat.S_IFMT(mode)):
@@ -247,6 +244,17 @@ def find_adapter_entries(entries: list[zipfile.ZipInfo]) -> list[zipfile.ZipInfo
                 code="not_a_file",
             )
     return complete[closest[0]]
+
+
+def check_no_outer_adapter(folder: PurePosixPath, paths: Sequence[PurePosixPath]) -> None:
+    """Raises UserError: a folder around this one holds an adapter that cannot be read, so that this
+    one is only a checkpoint of it.
+    """
+    for path in paths:
+        if path.name in (ADAPTER_FILES[1], PICKLED_FILE) and path.parent in folder.parents:
+            message = f"The zip has {path}, but {ADAPTER_FILES[0]} only in {folder}."
+            beside = [other.name for other in paths if other.parent == path.parent]
+            raise missing_file_error(message, beside)
 
 
 def get_file_name(entry: zipfile.ZipInfo) -> str:

@@ -7,13 +7,13 @@ from __future__ import annotations
 import json
 import shutil
 import zipfile
-import zlib
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from training.datasets.errors import BadFile
 from training.datasets.formats import EXTENSION_FORMATS, ZIP_MAGIC
 from training.datasets.rows import find_split
+from training.zip_errors import DAMAGED_ZIP_ERRORS
 
 MAX_FILES = 1_000
 END_RECORD_BYTES = 22 + 65_535  # the record and its longest comment
@@ -47,7 +47,7 @@ def unpack_files(
         try:
             with zipfile.ZipFile(path) as archive:
                 unpacked += unpack_zip(archive, folder, file, max_bytes)
-        except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError) as error:
+        except DAMAGED_ZIP_ERRORS as error:
             raise BadFile(
                 f"The zip file is damaged ({error}). Create it again.", field="file"
             ) from error
