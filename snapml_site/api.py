@@ -135,9 +135,12 @@ api.add_router("/deployments", deployments)
 def problem_response(
     request: HttpRequest, message: str, status: int, field: str = ""
 ) -> HttpResponse:
-    return api.create_response(
-        request, {"error": {"message": message, "field": field}}, status=status
-    )
+    return api.create_response(request, problem_body(message, field), status=status)
+
+
+def problem_body(message: str, field: str = "") -> dict[str, Any]:
+    """The JSON of an error."""
+    return {"error": {"message": message, "field": field}}
 
 
 @api.exception_handler(UserError)

@@ -13,6 +13,7 @@ import json
 import tempfile
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from http import HTTPStatus
 from typing import ClassVar
 
 import django
@@ -27,7 +28,9 @@ from django.contrib.sessions.backends.db import SessionStore  # noqa: E402
 from django.db import close_old_connections  # noqa: E402
 
 from adapters.inference.openai_http import error_body  # noqa: E402
+from snapml_site.api import problem_body  # noqa: E402
 from snapml_site.spooled_body import SpooledFile  # noqa: E402
+from training.errors import TooLarge, UserError  # noqa: E402
 from training.people.tokens import PasswordNotChanged, find_token  # noqa: E402
 
 UPLOAD_PATHS = (
@@ -44,13 +47,14 @@ database_thread = ThreadPoolExecutor(1)
 
 
 def is_authenticated(session: str, token: str) -> bool:
-    """True if this is a valid session or API token."""
+    """True if this is a valid session or API token.
+
+    Raises:
+        PasswordNotChanged: the token's user has to change the one-time password first.
+    """
     close_old_connections()
     if token:
-        try:
-            return find_token(token) is not None
-        except PasswordNotChanged:
-            return False
+        return find_token(token) is not None
     return bool(session) and SESSION_KEY in SessionStore(session).load()
 
 
@@ -61,6 +65,7 @@ class LimitedRequest(http_protocol.WebRequest):  # type: ignore[misc]
 
     received = 0
     is_rejected = False
+    refusal: UserError = TooLarge("The request is too large.")
     limit = MAX_FORM_BYTES
     content_types: Sequence[bytes] = ()
     active_uploads: ClassVar[set[object]] = set()
@@ -85,7 +90,11 @@ class LimitedRequest(http_protocol.WebRequest):  # type: ignore[misc]
         session = (self.getCookie(settings.SESSION_COOKIE_NAME.encode()) or b"").decode("latin-1")
         header = (self.getHeader("authorization") or "").partition(" ")
         token = header[2].strip() if header[0].lower() == "bearer" else ""
-        return database_thread.submit(is_authenticated, session, token).result(AUTH_TIMEOUT)
+        try:
+            return database_thread.submit(is_authenticated, session, token).result(AUTH_TIMEOUT)
+        except PasswordNotChanged as error:
+            self.refusal = error
+            return False
 
     def handleContentChunk(self, data: bytes) -> None:
         self.received += len(data)
@@ -114,13 +123,17 @@ class LimitedRequest(http_protocol.WebRequest):  # type: ignore[misc]
         if self.is_rejected:
             return
         self.is_rejected = True
-        body = b""
-        if self.channel._path.startswith(b"/v1/"):
-            body = json.dumps(error_body("The request is too large.")).encode()
-        self.channel.transport.write(
-            b"HTTP/1.1 413 Content Too Large\r\nConnection: close\r\n"
-            b"Content-Type: application/json\r\nContent-Length: %d\r\n\r\n%s" % (len(body), body)
+        path, body = self.channel._path, b""
+        if path.startswith(b"/v1/"):
+            body = json.dumps(error_body(self.refusal.message)).encode()
+        elif path.startswith(b"/api/"):
+            body = json.dumps(problem_body(self.refusal.message)).encode()
+        status = HTTPStatus(self.refusal.status)
+        head = (
+            f"HTTP/1.1 {status.value} {status.phrase}\r\nConnection: close\r\n"
+            f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
         )
+        self.channel.transport.write(head.encode() + body)
         self.channel.transport.loseConnection()
 
 

@@ -12,20 +12,25 @@ import time
 import pytest
 
 from tests.running_site import ROOT, find_free_port
+from tests.user_errors import assert_mentions
 
 MIB = 2**20
 
 
 @pytest.fixture(scope="module")
-def port(tmp_path_factory):
+def env(tmp_path_factory):
     home = tmp_path_factory.mktemp("web")
-    number = find_free_port()
-    env = {
+    return {
         **os.environ,
         "SNAPML_HOME": str(home),
         "DJANGO_SETTINGS_MODULE": "snapml_site.settings",
         "TMPDIR": str(home),
     }
+
+
+@pytest.fixture(scope="module")
+def port(env):
+    number = find_free_port()
     command = [
         sys.executable,
         "-m",
@@ -91,6 +96,31 @@ def test_a_chunked_body_is_aborted_at_the_limit(port):
 
 
 HEAD = b"POST %s HTTP/1.1\nHost: localhost\nContent-Type: text/plain\nContent-Length: %d"
+
+
+def test_a_large_body_for_the_api_is_an_error_in_its_format(port):
+    answer, _ = send_request(port, HEAD % (b"/api/v1/adapters/import", 2 * MIB))
+    head, _, body = answer.partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 413")
+    assert set(json.loads(body)["error"]) == {"message", "field"}
+
+
+def test_a_large_body_of_a_user_who_has_not_changed_the_password_is_a_401(port, env):
+    code = (
+        "from training.people.models import User\n"
+        "from training.people.tokens import create_token\n"
+        "user = User.objects.create_user('carol', password='x', must_change_password=True)\n"
+        "print(create_token(user, 'upload')[1])"
+    )
+    command = [sys.executable, "manage.py", "shell", "-v", "0", "-c", code]
+    output = subprocess.run(
+        command, cwd=ROOT, env=env, check=True, capture_output=True, text=True
+    ).stdout
+    more = b"\nAuthorization: Bearer " + output.split()[-1].encode()
+    answer, _ = send_request(port, HEAD % (b"/api/v1/datasets/uploads", 2 * MIB) + more)
+    head, _, body = answer.partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 401")
+    assert_mentions(json.loads(body)["error"]["message"], "carol")
 
 
 @pytest.mark.parametrize("path", [b"/sign-in", b"/data/new", b"/api/v1/datasets/uploads"])
