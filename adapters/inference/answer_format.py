@@ -6,35 +6,38 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import Any
 from uuid import uuid4
+
+from training.text_input import InvalidInput, check_value, clean_value
 
 # Closing tags of reasoning: </think>, [/THINK], </seed:think>, <|END_THINKING|>, and the like
 THINK_END_PATTERN = re.compile(
     r"</(?:\w+:)?(?:think\w*|reason\w*|thought\w*)>|\[/THINK\]|<\|END_THINKING\|>|◁/think▷"
 )
-XML_FUNCTION_PATTERN = re.compile(r"\s*<function=([^>\s]+)>(.*?)</function>", re.DOTALL)
+# gpt-oss writes reasoning, calls and the answer as channels; these marks are none of their text
+HARMONY_TAGS = ("<|channel|>analysis<|message|>", "<|end|>")
+HARMONY_FRAMES = (
+    "<|start|>assistant",
+    "<|channel|>final",
+    "<|channel|>commentary",
+    "<|message|>",
+    "<|end|>",
+)
+XML_OPENING_PATTERN = re.compile(r"\s*<function=([^>\s]+)>")
+XML_CLOSING = "</function>"
 XML_PARAMETER_PATTERN = re.compile(
     r"<parameter=([^>\s]+)>\n?(.*?)\n?(?:</parameter>|(?=<parameter=)|$)", re.DOTALL
 )
 NAME_PATTERN = re.compile(r"\s*([\w.:/-]+)")
 MAX_NAME_TO_ARGUMENTS = 80  # characters between a function's name and its arguments
 ID_LENGTH = 9  # Mistral's templates accept ids of exactly nine letters and digits
-PROBE_NAME, PROBE_KEY, PROBE_VALUE = "probe_function", "probe_key", "probe_value"
-PROBE_TOOL = {
-    "type": "function",
-    "function": {
-        "name": "probe_tool",
-        "description": "",
-        "parameters": {"type": "object", "properties": {}},
-    },
-}
-
+# strict=False: models write line breaks in strings
+DECODER = json.JSONDecoder(strict=False)
+JSON_TYPES = {str: "string", bool: "boolean", int: "integer", float: "number", type(None): "null"}
 ToolCall = dict[str, Any]
-# The text of these messages with these tools
-RenderMessages = Callable[[list[dict[str, Any]], list[dict[str, Any]]], str]
 
 
 @dataclass(frozen=True)
@@ -43,8 +46,9 @@ class CallFormat:
 
     `opening` comes before a call (`<tool_call>`) and `closing` after it; both are empty if a call
     is bare JSON. `kind` is "object" if name and arguments are in one JSON object, "named" if the
-    arguments follow the name, and "xml" for `<function=name><parameter=key>`. `before_name` and
-    `before_arguments` are the text that the template writes there.
+    arguments follow the name, and "xml" for `<function=name>` with parameters or JSON in it.
+    `before_name` and `before_arguments` are the text that the template writes there.
+    `section_opening` and `section_closing` are around all calls of an answer.
     """
 
     kind: str
@@ -52,6 +56,19 @@ class CallFormat:
     closing: str
     before_name: str
     before_arguments: str
+    section_opening: str = ""
+    section_closing: str = ""
+
+    @property
+    def start_mark(self) -> str:
+        """What comes before the first call: the section's opening and the call's."""
+        end = self.before_name.rfind(self.opening) + len(self.opening)
+        return self.before_name[:end].lstrip() or self.first_text
+
+    @property
+    def first_text(self) -> str:
+        """The text that every call starts with."""
+        return self.opening or ("<function=" if self.kind == "xml" else "{")
 
     def get_prefix(self, name: str) -> str:
         """The start of a call of this function, or of any function if the name is empty."""
@@ -76,11 +93,18 @@ class AnswerFormat:
     max_calls: int | None = None
 
     @property
+    def frames(self) -> tuple[str, ...]:
+        """Marks around the text of an answer, which are left out."""
+        return HARMONY_FRAMES if self.reasoning_tags == HARMONY_TAGS else ()
+
+    @property
     def marks(self) -> list[str]:
         """The texts that must not be dropped as special tokens."""
-        call_marks = [self.calls.before_name, self.calls.closing] if self.calls else []
-        middle = [self.calls.before_arguments] if self.calls else []
-        return [*(self.reasoning_tags or ()), *call_marks, *middle]
+        marks = [*(self.reasoning_tags or ()), *self.frames]
+        if self.calls is None:
+            return marks
+        around = [self.calls.before_name, self.calls.closing, self.calls.section_closing]
+        return [*marks, *around, self.calls.before_arguments]
 
 
 @dataclass
@@ -94,6 +118,8 @@ class ParsedAnswer:
 
 def find_reasoning_tags(template: str) -> tuple[str, str] | None:
     """The tags around reasoning in a chat template."""
+    if HARMONY_TAGS[0] in template:
+        return HARMONY_TAGS
     match = THINK_END_PATTERN.search(template)
     if match is None:
         return None
@@ -106,62 +132,15 @@ def is_reasoning_open(prompt: str, tags: tuple[str, str]) -> bool:
     return prompt.rstrip().endswith(tags[0])
 
 
-def find_call_format(
-    render: RenderMessages, reasoning_tags: tuple[str, str] | None
-) -> CallFormat | None:
-    """How the chat template writes a tool call, found by rendering one. None if it drops calls.
-
-    Raises:
-        DataError: the template does not accept tool calls.
-    """
-    question = {"role": "user", "content": "hi"}
-    function = {"name": PROBE_NAME, "arguments": {PROBE_KEY: PROBE_VALUE}}
-    call = {"id": "a1b2c3d4e", "type": "function", "function": function}
-    answer = {"role": "assistant", "content": "", "tool_calls": [call]}
-    plain = render([question, {"role": "assistant", "content": PROBE_VALUE}], [PROBE_TOOL])
-    full = render([question, answer], [PROBE_TOOL])
-    before, _, turn_end = plain.rpartition(PROBE_VALUE)
-    if reasoning_tags and reasoning_tags[1] in before:
-        before = before.rpartition(reasoning_tags[0])[0]
-    text = full[count_equal_characters(before, full) :]
-    if reasoning_tags and reasoning_tags[1] in text:
-        text = text.partition(reasoning_tags[1])[2].lstrip()
-    text = text.removesuffix(turn_end)
-    name_start, key_start = text.find(PROBE_NAME), text.find(PROBE_KEY)
-    if name_start < 0 or key_start < name_start:
-        return None
-    before_name, name_end = text[:name_start], name_start + len(PROBE_NAME)
-    if before_name.endswith("<function="):
-        opening = before_name.removesuffix("<function=").strip()
-        closing = text.rpartition("</function>")[2].strip()
-        return CallFormat("xml", opening, closing, before_name, ">\n")
-    arguments_start = text.rfind("{", 0, key_start)
-    if arguments_start < name_end:
-        return None
-    is_object = "{" in before_name
-    found = decode_json(text, before_name.index("{") if is_object else arguments_start)
-    if found is None:
-        return None
-    after = text[found[1] :].strip()
-    before_arguments = text[name_end:arguments_start]
-    if is_object:
-        opening = before_name.partition("{")[0].rstrip("[ \n")
-        closing = after.removeprefix("]").strip()
-        return CallFormat("object", opening, closing, before_name, before_arguments)
-    return CallFormat("named", before_name.strip(), after, before_name, before_arguments)
-
-
-def count_equal_characters(text: str, other: str) -> int:
-    """Length of the start that both texts share."""
-    pairs = enumerate(zip(text, other, strict=False))
-    return next((index for index, (mine, its) in pairs if mine != its), min(len(text), len(other)))
-
-
 def parse_answer(text: str, answer_format: AnswerFormat, *, is_final: bool) -> ParsedAnswer:
     """Split an answer into reasoning, text and tool calls. Text that may become a mark or a call is
     left out until the answer `is_final`; what is no call then is text.
     """
     reasoning, rest = split_reasoning(text, answer_format, is_final=is_final)
+    for frame in answer_format.frames:
+        rest = rest.replace(frame, "")
+    if not is_final:
+        rest = hold_back(rest, answer_format.frames)
     if answer_format.calls is None:
         return ParsedAnswer(reasoning, rest)
     content, calls = split_calls(rest, answer_format, is_final=is_final)
@@ -191,13 +170,15 @@ def split_calls(
     """The text of an answer without its tool calls, and these."""
     call_format = answer_format.calls
     assert call_format is not None, "only for requests with tools"
-    mark = call_format.opening or ("<function=" if call_format.kind == "xml" else "{")
+    mark = call_format.first_text
     parts: list[str] = []
     calls: list[ToolCall] = []
     position = searched = 0
     while (start := text.find(mark, searched)) >= 0:
         found = read_calls(text, start, answer_format)
         before = clean_between(text[position:start], calls)
+        if call_format.section_opening:
+            before = before.rstrip().removesuffix(call_format.section_opening)
         if not call_format.opening:
             before = before.rstrip().removesuffix("[")
         if found:
@@ -210,7 +191,8 @@ def split_calls(
             return "".join([*parts, before]).rstrip(), calls
     rest = text[position:]
     if not is_final:
-        rest = hold_back(rest, (mark, call_format.closing)).rstrip()
+        closings = (call_format.closing, call_format.section_closing)
+        rest = hold_back(rest, (mark, call_format.start_mark, *closings)).rstrip()
         if not call_format.opening:  # perhaps the start of a list of calls
             rest = rest.removesuffix("[").rstrip()
     content = "".join([*parts, clean_between(rest, calls)])
@@ -230,7 +212,7 @@ def is_no_call(text: str, start: int, call_format: CallFormat) -> bool:
     if call_format.kind == "named" or not rest:
         return False
     try:
-        json.JSONDecoder().raw_decode(rest)
+        DECODER.raw_decode(rest)
     except (ValueError, RecursionError):
         # Only an object can be a call, and it starts with a key
         return not re.match(r"\[?\s*(\{\s*(\"|$)|$)", rest)
@@ -256,10 +238,15 @@ def read_calls(
     names = {tool["function"]["name"] for tool in answer_format.tools}
     if not call_format.opening and not all(call["function"]["name"] in names for call in calls):
         return None  # without a mark, other JSON looks the same
-    after = len(text) - len(text[end:].lstrip())
-    if call_format.closing and text.startswith(call_format.closing, after):
-        end = after + len(call_format.closing)
+    for closing in (call_format.closing, call_format.section_closing):
+        end = skip_mark(text, end, closing)
     return calls, end
+
+
+def skip_mark(text: str, start: int, mark: str) -> int:
+    """Where the text goes on after `start`: behind the mark, if it comes there after whitespace."""
+    begin = len(text) - len(text[start:].lstrip())
+    return begin + len(mark) if mark and text.startswith(mark, begin) else start
 
 
 def read_json_calls(text: str, begin: int) -> tuple[list[ToolCall], int] | None:
@@ -289,25 +276,83 @@ def read_named_call(text: str, begin: int) -> tuple[list[ToolCall], int] | None:
 def read_xml_call(
     text: str, begin: int, tools: Collection[dict[str, Any]]
 ) -> tuple[list[ToolCall], int] | None:
-    """`<function=name>` with a `<parameter=key>` for each argument, whose types are in `tools`."""
-    match = XML_FUNCTION_PATTERN.match(text, begin)
+    """`<function=name>` with the arguments as JSON, or with a `<parameter=key>` for each one, whose
+    types are in `tools`.
+    """
+    match = XML_OPENING_PATTERN.match(text, begin)
     if match is None:
         return None
-    schemas = {tool["function"]["name"]: tool["function"].get("parameters") for tool in tools}
-    schema = schemas.get(match[1])
-    properties = schema.get("properties") if isinstance(schema, dict) else None
-    arguments = {
-        key: parse_xml_value(value, properties.get(key) if isinstance(properties, dict) else None)
-        for key, value in XML_PARAMETER_PATTERN.findall(match[2])
-    }
+    if text[match.end() :].lstrip().startswith("{"):
+        found = decode_json(text, match.end())
+        end = skip_mark(text, found[1], XML_CLOSING) if found else 0
+        if found is None or end == found[1]:
+            return None
+        arguments = found[0]
+    else:
+        inner, closing, _ = text[match.end() :].partition(XML_CLOSING)
+        if not closing:
+            return None
+        arguments = parse_parameters(inner, find_schema(tools, match[1]))
+        end = match.end() + len(inner) + len(closing)
     call = to_tool_call({"name": match[1], "arguments": arguments})
-    return None if call is None else ([call], match.end())
+    return None if call is None else ([call], end)
 
 
-def parse_xml_value(text: str, schema: Any) -> Any:
-    """An argument that its schema calls a string is text; any other is JSON, if it is valid."""
-    if isinstance(schema, dict) and schema.get("type") == "string":
-        return text
+def find_schema(tools: Collection[dict[str, Any]], name: str) -> dict[str, Any]:
+    """The schema of a function's arguments."""
+    schemas = {tool["function"]["name"]: tool["function"].get("parameters") for tool in tools}
+    schema = schemas.get(name)
+    return schema if isinstance(schema, dict) else {}
+
+
+def parse_parameters(text: str, schema: dict[str, Any]) -> dict[str, Any]:
+    """The arguments in `<parameter=key>` marks."""
+    properties = schema.get("properties")
+    properties = properties if isinstance(properties, dict) else {}
+    return {
+        key: parse_xml_value(value, list_types(properties.get(key), schema))
+        for key, value in XML_PARAMETER_PATTERN.findall(text)
+    }
+
+
+def list_types(schema: Any, root: dict[str, Any]) -> set[str]:
+    """The JSON types that a schema allows, also through its alternatives, its values, and its
+    references into `root`.
+    """
+    types: set[str] = set()
+    seen: set[str] = set()
+    waiting = [schema]
+    while waiting:
+        current = waiting.pop()
+        if not isinstance(current, dict):
+            continue
+        types |= {name for name in list_items(current.get("type")) if isinstance(name, str)}
+        values = [value for key in ("enum", "const") for value in list_items(current.get(key))]
+        types |= {JSON_TYPES[type(value)] for value in values if type(value) in JSON_TYPES}
+        for key in ("anyOf", "oneOf", "allOf"):
+            waiting += list_items(current.get(key))
+        reference = str(current.get("$ref", "")).removeprefix("#/")
+        place, _, name = reference.partition("/")
+        if reference not in seen and isinstance(root.get(place), dict):
+            seen.add(reference)  # they may go in circles
+            waiting.append(root[place].get(name))
+    return types
+
+
+def list_items(value: Any) -> list[Any]:
+    """The items of a list; any other value as the only one, and none if it is null."""
+    if value is None:
+        return []
+    return value if isinstance(value, list) else [value]
+
+
+def parse_xml_value(text: str, types: Collection[str]) -> Any:
+    """An argument that may be a string is text; any other is JSON, if it is valid."""
+    word = text.strip()
+    if "string" in types:
+        return None if "null" in types and word == "null" else text
+    if "boolean" in types and word in ("True", "False"):
+        return word == "True"
     try:
         return json.loads(text)
     except (ValueError, RecursionError):
@@ -318,7 +363,7 @@ def decode_json(text: str, begin: int) -> tuple[Any, int] | None:
     """The JSON value at `begin` or after the whitespace there, and where it ends."""
     start = len(text) - len(text[begin:].lstrip())
     try:
-        return json.JSONDecoder().raw_decode(text, start)
+        return DECODER.raw_decode(text, start)
     except (ValueError, RecursionError):
         return None
 
@@ -330,17 +375,29 @@ def to_tool_call(value: Any) -> ToolCall | None:
     if not isinstance(source, dict):
         return None
     name = source.get("name", function)
-    arguments = source.get("arguments", source.get("parameters", {}))
+    arguments = source.get("arguments", source.get("parameters"))
     if isinstance(arguments, str):
-        found = decode_json(arguments, 0)
-        arguments = found[0] if found else None
+        found = decode_json(arguments or "{}", 0)
+        if found is None:
+            return None
+        arguments = found[0]
+    arguments = clean_value({} if arguments is None else arguments)
     if not isinstance(name, str) or not name or not isinstance(arguments, dict):
+        return None
+    try:
+        check_value(arguments, "The arguments")
+    except InvalidInput:  # NaN is no JSON, and clients parse numbers up to their limits
         return None
     call_id = value.get("id")
     return {
-        "id": call_id if isinstance(call_id, str) and call_id else uuid4().hex[:ID_LENGTH],
+        "id": clean_value(call_id)
+        if isinstance(call_id, str) and call_id
+        else uuid4().hex[:ID_LENGTH],
         "type": "function",
-        "function": {"name": name, "arguments": json.dumps(arguments, ensure_ascii=False)},
+        "function": {
+            "name": clean_value(name),
+            "arguments": json.dumps(arguments, ensure_ascii=False),
+        },
     }
 
 

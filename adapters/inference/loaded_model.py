@@ -14,7 +14,8 @@ from typing import Any
 
 import torch
 
-from adapters.inference.answer_format import CallFormat, find_call_format, find_reasoning_tags
+from adapters.inference.answer_format import CallFormat, find_reasoning_tags
+from adapters.inference.call_probe import find_call_format
 from adapters.inference.multi_lora import RowAdapters, patch_lora_layers
 from adapters.inference.types import AdapterRef, BaseRef
 from training.engine.data.conversations import (

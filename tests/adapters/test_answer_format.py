@@ -1,16 +1,10 @@
 """Reasoning and tool calls are read from answers in the form that the chat template writes."""
 
-import json
-
 import pytest
 
-from adapters.inference.answer_format import (
-    AnswerFormat,
-    find_call_format,
-    find_reasoning_tags,
-    parse_answer,
-)
+from adapters.inference.answer_format import find_reasoning_tags, parse_answer
 from tests import tiny
+from tests.adapters.templates import get_calls, make_format, stream_answer
 from training.engine.data.conversations import DEFAULT_TEMPLATE, render_messages
 
 QWEN = (
@@ -70,39 +64,6 @@ FAN = ("set_fan", {"room": "7", "level": 3})
 HEAT = ("get_heat", {"room": "den {x}"})
 
 
-def make_format(template, **more):
-    tokenizer = tiny.make_tokenizer(template)
-
-    def render(messages, tools):
-        return render_messages(tokenizer, {"messages": messages, "tools": tools})
-
-    tags = find_reasoning_tags(template)
-    return AnswerFormat(tags, calls=find_call_format(render, tags), tools=TOOLS, **more)
-
-
-def get_calls(answer):
-    return [
-        (call["function"]["name"], json.loads(call["function"]["arguments"]))
-        for call in answer.calls
-    ]
-
-
-def stream_answer(text, answer_format):
-    """Parse an answer as it grows, and check that nothing that was sent changes."""
-    sent = parse_answer("", answer_format, is_final=False)
-    for end in range(1, len(text) + 1):
-        answer = parse_answer(text[:end], answer_format, is_final=False)
-        assert answer.reasoning.startswith(sent.reasoning), text[:end]
-        assert answer.content.startswith(sent.content), text[:end]
-        assert get_calls(answer)[: len(sent.calls)] == get_calls(sent), text[:end]
-        sent = answer
-    final = parse_answer(text, answer_format, is_final=True)
-    assert final.reasoning.startswith(sent.reasoning)
-    assert final.content.startswith(sent.content)
-    assert get_calls(final)[: len(sent.calls)] == get_calls(sent)
-    return final
-
-
 CALL = '{"name": "set_fan", "arguments": {"room": "7", "level": 3}}'
 HEAT_CALL = '{"name": "get_heat", "arguments": {"room": "den {x}"}}'
 
@@ -151,14 +112,14 @@ HEAT_CALL = '{"name": "get_heat", "arguments": {"room": "den {x}"}}'
 def test_tool_calls_are_read_in_the_templates_own_form_in_streams_as_well(
     template, text, content, calls
 ):
-    answer = stream_answer(text, make_format(TEMPLATES[template]))
+    answer = stream_answer(text, make_format(TEMPLATES[template], *TOOLS))
     assert (answer.content, get_calls(answer)) == (content, calls)
 
 
 @pytest.mark.parametrize("template", TEMPLATES)
 @pytest.mark.parametrize("name", ["", "set_fan"])
 def test_a_forced_call_starts_as_the_template_writes_it(template, name):
-    answer_format = make_format(TEMPLATES[template])
+    answer_format = make_format(TEMPLATES[template], *TOOLS)
     tokenizer = tiny.make_tokenizer(TEMPLATES[template])
     function = {"name": FAN[0], "arguments": FAN[1]}
     call = {"id": "k3x9w2m5p", "type": "function", "function": function}
@@ -177,7 +138,7 @@ def test_a_forced_call_starts_as_the_template_writes_it(template, name):
 
 
 def test_ids_are_kept_or_have_nine_letters_and_digits():
-    answer_format = make_format(MISTRAL)
+    answer_format = make_format(MISTRAL, *TOOLS)
     with_id = '[TOOL_CALLS] [{"name": "get_heat", "arguments": {}, "id": "q1w2e3r4t"}]'
     assert parse_answer(with_id, answer_format, is_final=True).calls[0]["id"] == "q1w2e3r4t"
     without_id = '[TOOL_CALLS] [{"name": "get_heat", "arguments": {}}]'
@@ -187,7 +148,7 @@ def test_ids_are_kept_or_have_nine_letters_and_digits():
 
 
 def test_a_template_that_drops_tool_calls_has_no_form():
-    assert make_format(tiny.TEMPLATE).calls is None
+    assert make_format(tiny.TEMPLATE, *TOOLS).calls is None
 
 
 @pytest.mark.parametrize(
@@ -202,7 +163,7 @@ def test_a_template_that_drops_tool_calls_has_no_form():
     ],
 )
 def test_thoughts_are_split_at_the_templates_tags(text, is_reasoning, reasoning, content):
-    answer = stream_answer(text, make_format(QWEN, is_reasoning=is_reasoning))
+    answer = stream_answer(text, make_format(QWEN, *TOOLS, is_reasoning=is_reasoning))
     assert (answer.reasoning, answer.content) == (reasoning, content)
 
 
@@ -225,10 +186,10 @@ def test_the_tags_of_thoughts_are_those_of_the_template(template, tags):
 
 def test_thoughts_before_a_call_are_no_text():
     text = f"<think>\nHot.\n</think>\n\n<tool_call>\n{CALL}\n</tool_call>"
-    answer = stream_answer(text, make_format(QWEN))
+    answer = stream_answer(text, make_format(QWEN, *TOOLS))
     assert (answer.reasoning, answer.content, get_calls(answer)) == ("Hot.", "", [FAN])
 
 
 def test_a_limit_of_one_call_leaves_out_the_others():
-    answer_format = make_format(DEFAULT_TEMPLATE, max_calls=1)
+    answer_format = make_format(DEFAULT_TEMPLATE, *TOOLS, max_calls=1)
     assert get_calls(stream_answer(CALL + HEAT_CALL, answer_format)) == [FAN]
