@@ -207,6 +207,9 @@ def parse_tool(tool: Any, index: int) -> dict[str, Any]:
     if not isinstance(function.get("description") or "", str):
         raise InvalidField(f"The description of tools[{index}] must be text.", "tools")
     known = {key: item for key, item in function.items() if item is not None and key != "strict"}
+    # Many chat templates fail without these two
+    known["description"] = known.get("description") or ""
+    known["parameters"] = known.get("parameters") or {"type": "object", "properties": {}}
     return {"type": "function", "function": known}
 
 

@@ -28,6 +28,7 @@ from adapters.inference.text import (
     send_text,
 )
 from adapters.inference.types import AdapterRef, BaseRef, GenerationRequest, StreamEvent
+from training.engine.data.errors import DataError
 from training.errors import UserError
 
 MAX_ACTIVE_SEQUENCES = 16
@@ -314,7 +315,10 @@ def build_error_event(error: Exception) -> StreamEvent:
         reason = {"param": error.param or None, "code": error.code or None}
         return {"error": str(error), "fault": "client", **reason}
     if isinstance(error, UserError):
-        return {"error": str(error), "fault": "client", "code": error.code or None}
+        # The field of any other error is none of the request's
+        param = error.field if isinstance(error, DataError) else ""
+        reason = {"param": param or None, "code": error.code or None}
+        return {"error": str(error), "fault": "client", **reason}
     return {"error": f"{type(error).__name__}: {error}"}
 
 

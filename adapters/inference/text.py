@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 from adapters.inference.answer_format import (
@@ -20,6 +21,7 @@ from training.engine.data.conversations import (
     get_bos_ids,
     render_messages,
 )
+from training.engine.data.template_checks import check_template_keeps_row
 
 # The default of max_tokens, limited by what the prompt leaves of the model's context
 DEFAULT_MAX_TOKENS = 4096
@@ -40,8 +42,8 @@ def encode_request(loaded_model: LoadedModel, request: GenerationRequest) -> lis
     """The token ids of the prompt or conversation. Sets the request's `answer_format`.
 
     Raises:
-        InvalidRequest: the prompt is empty, or the chat template drops tools or tool calls.
-        DataError: the chat template does not accept this conversation.
+        InvalidRequest: the prompt is empty, or the chat template supports no tools.
+        DataError: the chat template does not accept this conversation, or drops a part of it.
     """
     tokenizer = loaded_model.tokenizer
     if request.prompt is not None:
@@ -53,7 +55,9 @@ def encode_request(loaded_model: LoadedModel, request: GenerationRequest) -> lis
         row: dict[str, Any] = {"messages": request.messages}
         if request.tools:
             row["tools"] = request.tools
-        rendered = render_messages(tokenizer, row, add_generation_prompt=True)
+        render = partial(render_messages, tokenizer, add_generation_prompt=True)
+        rendered = render(row)
+        check_template_keeps_row(row, rendered, render)
         request.answer_format = build_answer_format(loaded_model, request, rendered)
         prefix_ids = tokenizer(request.answer_format.prefix, add_special_tokens=False)["input_ids"]
         ids = [*encode_prompt(tokenizer, row), *prefix_ids]
@@ -68,12 +72,11 @@ def build_answer_format(
     """What to look for in the answer to a conversation, which the chat template `rendered`.
 
     Raises:
-        InvalidRequest: the chat template drops tools or tool calls.
+        InvalidRequest: the chat template supports no tools.
     """
-    check_calls_rendered(request.messages, rendered)
     tags = loaded_model.reasoning_tags
     is_reasoning = tags is not None and is_reasoning_open(rendered, tags)
-    calls = get_call_format(loaded_model, request.tools, rendered) if request.tools else None
+    calls = get_call_format(loaded_model) if request.tools else None
     prefix = ""
     if calls and request.forced_tool is not None:
         prefix = calls.get_prefix(request.forced_tool)
@@ -88,25 +91,10 @@ def build_answer_format(
     )
 
 
-def check_calls_rendered(messages: list[dict[str, Any]], rendered: str) -> None:
-    """Raises InvalidRequest: the chat template drops a tool call of these messages."""
-    for index, message in enumerate(messages):
-        for call in message.get("tool_calls", ()):
-            if call["function"]["name"] not in rendered:
-                raise InvalidRequest(
-                    f"The model's chat template drops the tool calls of messages[{index}]. Use a "
-                    "model whose chat template supports tools.",
-                    param="messages",
-                    code="template_without_tools",
-                )
-
-
-def get_call_format(
-    loaded_model: LoadedModel, tools: list[dict[str, Any]], rendered: str
-) -> CallFormat:
-    """Raises InvalidRequest: the chat template does not show the tools, or writes no calls."""
+def get_call_format(loaded_model: LoadedModel) -> CallFormat:
+    """Raises InvalidRequest: the chat template writes no calls, or none that can be read."""
     calls = loaded_model.call_format
-    if calls is None or not all(tool["function"]["name"] in rendered for tool in tools):
+    if calls is None:
         raise InvalidRequest(
             "The model's chat template does not support tools. Leave tools out, or use a model "
             "whose chat template supports them.",

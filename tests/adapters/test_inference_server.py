@@ -298,6 +298,23 @@ def test_earlier_calls_thoughts_and_ids_are_passed_on(web, fake_queue):
     assert fake_queue.requests[0].tools == [FAN]
 
 
+@pytest.mark.parametrize(
+    "function",
+    [
+        {},
+        {"parameters": None, "description": None},
+        {"parameters": {}, "description": ""},
+        {"parameters": []},
+        {"parameters": ""},
+    ],
+)
+def test_a_tool_may_lack_parameters_and_description(web, fake_queue, function):
+    tool = {"type": "function", "function": {"name": "get_time", **function}}
+    assert web.post("/v1/chat/completions", json={**BODY, "tools": [tool]}, headers=HEADERS)
+    complete = {"description": "", "parameters": {"type": "object", "properties": {}}}
+    assert fake_queue.requests[0].tools[0]["function"] == {"name": "get_time", **complete}
+
+
 TOOL_TEMPLATE = (
     "{%- if tools %}tools {{ tools | tojson }}\n{%- endif %}{%- for m in messages %}"
     "<|im_start|>{{ m.role }}\n{{ m.content }}{%- for c in m.tool_calls or [] %}<tool_call>\n"
@@ -361,6 +378,18 @@ def test_a_stream_has_the_same_fields(scripted):
     assert choices[-1].finish_reason == "tool_calls"
 
 
+@pytest.mark.parametrize("stream", [False, True])
+def test_half_a_surrogate_pair_in_a_call_is_replaced(scripted, stream):
+    ask, _requests = scripted
+    answer = ask(CALL.replace("3", '"\\ud83d"'), tools=[FAN], stream=stream)
+    if stream:
+        deltas = [choice.delta for chunk in answer for choice in chunk.choices]
+        calls = [call for delta in deltas for call in delta.tool_calls or ()]
+    else:
+        calls = answer.choices[0].message.tool_calls
+    assert json.loads(calls[0].function.arguments) == {"level": "\ufffd"}
+
+
 def test_without_tools_a_call_is_text(scripted):
     ask, _requests = scripted
     choice = ask(CALL).choices[0]
@@ -398,6 +427,10 @@ def test_a_template_without_tools_is_named(serve, tiny_model):
     for more, param in (
         ({"messages": BODY["messages"], "tools": [FAN]}, "tools"),
         ({"messages": [*BODY["messages"], make_call_message("{}")]}, "messages"),
+        (
+            {"messages": [{"role": "user", "content": "set_fan?"}, make_call_message("{}")]},
+            "messages",
+        ),
     ):
         with pytest.raises(openai.BadRequestError) as error_info:
             client.chat.completions.create(model="m", **more, **location)

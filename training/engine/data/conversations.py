@@ -121,8 +121,9 @@ def render_messages(
         )
     except (TemplateError, TypeError, ValueError, KeyError) as error:
         raise DataError(
-            "The model's chat template rejects this row: "
+            "The model's chat template rejects the messages: "
             f"{str(error)[:200] or type(error).__name__}.",
+            field="messages",
             code="template_error",
         ) from error
 

@@ -1,8 +1,9 @@
 """Check that a chat template keeps what a row says. Many templates drop a role, the text beside a
 tool call, or the tools without an error, and the model would learn an answer to something else.
 
-A text that is found in the rendered row is kept. For all others, and where a text may be found by
-chance, the row is rendered again with another value: if nothing changes, the template drops it.
+A text that is found in the rendered row is kept. Where a text may be found by chance, the row is
+rendered again with a mark in each of them. What is found neither way is given another value alone:
+if nothing changes, the template drops it.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ def check_template_keeps_row(row: dict[str, Any], text: str, render: Render) -> 
             return False
 
     messages = row["messages"]
+    marked = render_marked(row, render) if any(map(is_often_dropped, messages)) else ""
     for index, message in enumerate(messages):
 
         def is_change_dropped(
@@ -39,20 +41,23 @@ def check_template_keeps_row(row: dict[str, Any], text: str, render: Render) -> 
             changed[index] = message | changes
             return is_dropped(messages=changed)
 
-        check_calls(message, index, text, is_change_dropped)
+        check_calls(message, index, (text, marked), is_change_dropped)
         content = message.get("content") or ""
         is_found = content.strip() in text and not is_often_dropped(message)
+        is_found |= make_mark(index) in marked
         if content.strip() and not is_found and is_change_dropped(content=content + CHANGE):
             raise DataError(
                 f"The model's chat template drops the content of message {index + 1} "
                 f"({message['role']}). Use a model whose template supports it, or move the text "
                 "into another message.",
+                field="messages",
                 code="template_drops_message",
             )
     if row.get("tools") and is_dropped(tools=None):
         raise DataError(
-            "The model's chat template drops the tools of this row. Use a model whose template "
-            "supports tools, or describe them in the system message.",
+            "The model's chat template drops the tools. Use a model whose template supports tools, "
+            "or describe them in the system message.",
+            field="tools",
             code="template_without_tools",
         )
 
@@ -62,23 +67,60 @@ def is_often_dropped(message: dict[str, Any]) -> bool:
     return message["role"] in ("system", "tool") or "tool_calls" in message
 
 
+def make_mark(*position: int) -> str:
+    """A text that is found only if the template shows the value at this position."""
+    return "-".join([CHANGE, *map(str, position)]) + "."
+
+
+def render_marked(row: dict[str, Any], render: Render) -> str:
+    """The row, rendered with a mark in each content and call. Empty if the template rejects it."""
+    messages = []
+    for index, message in enumerate(row["messages"]):
+        marked = {**message}
+        if (message.get("content") or "").strip():
+            marked["content"] = message["content"] + make_mark(index)
+        if "tool_calls" in message:
+            marked["tool_calls"] = [
+                mark_call(call, make_mark(index, number))
+                for number, call in enumerate(message["tool_calls"])
+            ]
+        messages.append(marked)
+    try:
+        return render(row | {"messages": messages})
+    except DataError:
+        return ""
+
+
+def mark_call(call: dict[str, Any], mark: str) -> dict[str, Any]:
+    """The call with one more argument."""
+    function = call["function"]
+    arguments = {**(function.get("arguments") or {}), mark: mark}
+    return call | {"function": function | {"arguments": arguments}}
+
+
 def check_calls(
-    message: dict[str, Any], index: int, text: str, is_change_dropped: Callable[..., bool]
+    message: dict[str, Any],
+    index: int,
+    texts: tuple[str, str],
+    is_change_dropped: Callable[..., bool],
 ) -> None:
-    """Raises DataError: the template drops a tool call of the message, or its arguments."""
+    """`texts` are the rendered row without and with marks.
+
+    Raises:
+        DataError: the template drops a tool call of the message, or its arguments.
+    """
+    text, marked = texts
     calls = message.get("tool_calls", [])
     for number, call in enumerate(calls):
-        function = call["function"]
-        arguments = function.get("arguments") or {}
         changed = [*calls]
-        changed[number] = call | {
-            "function": function | {"arguments": {**arguments, CHANGE: CHANGE}}
-        }
-        name = function["name"]
-        if name not in text or is_change_dropped(tool_calls=changed):
+        changed[number] = mark_call(call, CHANGE)
+        name = call["function"]["name"]
+        is_found = name in text and make_mark(index, number) in marked
+        if not is_found and (name not in text or is_change_dropped(tool_calls=changed)):
             raise DataError(
                 f"The model's chat template drops the tool call `{name[:80]}` (message "
-                f"{index + 1}) or its arguments, so it cannot be trained. Use a model whose "
-                "template supports tools, or write the call as text of the assistant.",
+                f"{index + 1}) or its arguments. Use a model whose template supports tools, or "
+                "write the call as text of the assistant.",
+                field="messages",
                 code="template_without_tools",
             )
