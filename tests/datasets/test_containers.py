@@ -185,6 +185,31 @@ def test_the_names_in_a_zip_cannot_leave_the_upload(tmp_path):
 
 
 @pytest.mark.parametrize(
+    "compression", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA]
+)
+def test_a_damaged_zip_is_rejected(tmp_path, compression):
+    out = io.BytesIO()
+    with zipfile.ZipFile(out, "w", compression) as archive:
+        archive.writestr("a.jsonl", "\n".join(LINES))
+    content = bytearray(out.getvalue())
+    start = 30 + len("a.jsonl") + 20
+    content[start : start + 25] = bytes(byte ^ 0xFF for byte in content[start : start + 25])
+    with pytest.raises(BadFile):
+        detect(tmp_path, bytes(content), "a.zip")
+
+
+def test_a_zip_whose_directory_is_elsewhere_is_rejected(tmp_path):
+    out = io.BytesIO()
+    with zipfile.ZipFile(out, "w") as archive:
+        archive.writestr("a.jsonl", "\n".join(LINES))
+    content = bytearray(out.getvalue())
+    position = content.rfind(b"PK\x05\x06") + 16
+    content[position : position + 4] = struct.pack("<I", 2**24)
+    with pytest.raises(BadFile):
+        detect(tmp_path, bytes(content), "a.zip")
+
+
+@pytest.mark.parametrize(
     ("content", "name", "message"),
     [
         (b'{"a": 1\n "b": 2}\n', "a.jsonl", "Line 1: not JSON"),

@@ -4,6 +4,7 @@ the program that reads uploads, under its limits. No ORM here.
 
 from __future__ import annotations
 
+import errno
 import json
 import shutil
 import zipfile
@@ -47,7 +48,10 @@ def unpack_files(
         try:
             with zipfile.ZipFile(path) as archive:
                 unpacked += unpack_zip(archive, folder, file, max_bytes)
-        except DAMAGED_ZIP_ERRORS as error:
+        except (*DAMAGED_ZIP_ERRORS, OSError) as error:
+            # bz2's error has no number, and an offset before the start is an invalid argument
+            if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):
+                raise
             raise BadFile(
                 f"The zip file is damaged ({error}). Create it again.", field="file"
             ) from error
