@@ -246,7 +246,7 @@ def get_rank(module: str, config: Mapping[str, Any]) -> Any:
     """The rank of a module, by the first name in `rank_pattern` that it ends with."""
     pattern = config.get("rank_pattern") or {}
     ranks = (rank for name, rank in pattern.items() if ends_with_name(module, [name]))
-    return next(ranks, config.get("r", DEFAULT_RANK))
+    return next(ranks, config.get("r") or DEFAULT_RANK)
 
 
 def check_matrices(

@@ -33,7 +33,6 @@ def add_base(folder):
 @pytest.fixture(params=["", "transformer."])
 def gpt2(request, tmp_path):
     """A small GPT-2, stored with and without the prefix that the files on the Hub omit."""
-    from safetensors.torch import load_file, save_file
     from transformers import GPT2Config, GPT2LMHeadModel
 
     folder = tmp_path / "gpt2"
@@ -41,13 +40,17 @@ def gpt2(request, tmp_path):
     config = GPT2Config(vocab_size=400, n_embd=24, n_layer=2, n_head=3, n_positions=64)
     GPT2LMHeadModel(config).save_pretrained(folder)
     tiny.make_tokenizer().save_pretrained(folder)
-    path = folder / "model.safetensors"
-    tensors = load_file(path)
-    renamed = {
-        request.param + name.removeprefix("transformer."): value for name, value in tensors.items()
-    }
-    save_file(renamed, path, metadata={"format": "pt"})
+    replace_prefix(folder, "transformer.", request.param)
     return add_base(folder)
+
+
+def replace_prefix(folder, old, new):
+    """Store a model's weights under names with another prefix."""
+    from safetensors.torch import load_file, save_file
+
+    path = folder / "model.safetensors"
+    tensors = {new + name.removeprefix(old): value for name, value in load_file(path).items()}
+    save_file(tensors, path, metadata={"format": "pt"})
 
 
 def train_with_peft(base, folder, config, model_class=None):
@@ -95,6 +98,18 @@ def test_an_adapter_of_gpt2_has_the_logits_of_peft(alice, gpt2, tmp_path, option
     config = LoraConfig(r=3, task_type="CAUSAL_LM", **options)
     files, expected = train_with_peft(gpt2, tmp_path / "peft", config)
     version = imports.import_version(alice, make_upload(files), gpt2, "GPT-2")
+    torch.testing.assert_close(compute_version_logits(version), expected)
+
+
+def test_an_adapter_of_a_base_that_is_stored_without_its_prefix_is_imported(alice, tmp_path):
+    from peft import LoraConfig
+
+    folder = tiny.make_model(tmp_path / "inner", is_tied=True)
+    replace_prefix(folder, "model.", "")
+    base = add_base(folder)
+    config = LoraConfig(target_modules=["v_proj", "lm_head"], task_type="CAUSAL_LM")
+    files, expected = train_with_peft(base, tmp_path / "peft", config)
+    version = imports.import_version(alice, make_upload(files), base, "Inner")
     torch.testing.assert_close(compute_version_logits(version), expected)
 
 
@@ -169,6 +184,13 @@ def test_matrices_with_inputs_and_outputs_exchanged_are_refused(alice, base_mode
         exchanged[name] = torch.ones(math.prod(shape)).reshape(shape)
     files[WEIGHTS] = save(exchanged)
     assert_rejected(alice, base_model, make_upload(files), "wrong_shape", "down_proj", "[3, 64]")
+
+
+def test_a_rank_that_is_null_is_the_default(alice, base_model, peft_folder):
+    folder, expected = peft_folder(target_modules=["up_proj"], r=8)
+    files = replace_config(read_folder(folder), r=None)
+    version = imports.import_version(alice, make_upload(files), base_model, "Rank")
+    torch.testing.assert_close(compute_version_logits(version), expected)
 
 
 def test_an_empty_layers_pattern_is_none(alice, base_model, peft_folder):
