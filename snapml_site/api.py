@@ -24,6 +24,7 @@ from training.errors import NotAllowed, UserError
 from training.gpus.api import router as gpus
 from training.people.api import router as people
 from training.people.models import Scope, User
+from training.people.requests import current_username
 from training.people.tokens import find_token
 from training.runs.api import router as runs
 from training.text_input import check_text, parse_json
@@ -43,6 +44,7 @@ class TokenAuth(HttpBearer):
             )
         request.user = api_token.user
         request.is_token_auth = True  # type: ignore[attr-defined]
+        current_username.set(api_token.user.username)
         return api_token.user
 
 

@@ -19,6 +19,7 @@ from django.shortcuts import redirect, render
 from django.urls import reverse
 
 from training.errors import UserError
+from training.people.requests import current_username
 from training.text_input import InvalidInput, check_text, clean_value
 
 PASSWORD_PAGE = "password"  # noqa: S105  the name of a page
@@ -44,7 +45,9 @@ class LoginRequiredMiddleware(middleware.LoginRequiredMiddleware):
 
 
 class OneTimePasswordMiddleware:
-    """A user with a one-time password can only change it and open public pages."""
+    """A user with a one-time password can only change it and open public pages. Child programs of
+    the request count for its user.
+    """
 
     sync_capable = True
     async_capable = False
@@ -58,6 +61,7 @@ class OneTimePasswordMiddleware:
     def process_view(
         self, request: HttpRequest, view: Any, _args: object, _kwargs: object
     ) -> HttpResponseBase | None:
+        current_username.set(request.user.get_username())
         match = request.resolver_match
         is_open = not getattr(view, "login_required", True)
         if is_open or not request.user.is_authenticated or not request.user.must_change_password:

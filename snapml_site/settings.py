@@ -11,6 +11,7 @@ for larger installations.
 | SNAPML_WEBHOOK_HOSTS | private hosts that webhooks may reach, comma-separated | none |
 | SNAPML_PROXIES | addresses of reverse proxies on other hosts, comma-separated | none |
 | SNAPML_MAX_CRASHES | crashes in a row without a new checkpoint until a run fails | 3 |
+| SNAPML_MAX_PROGRAMS | child programs on a host at the same time, besides one for pages | cores |
 | SNAPML_MAX_QUEUED_RUNS | runs that a user without a limit of their own may queue | 100 |
 | DATABASE_URL, REDIS_URL | PostgreSQL and Redis instead of SQLite files | none |
 | INFERENCE_URL, INFERENCE_TOKEN | an OpenAI-compatible server | set by `manage.py up` |
@@ -26,6 +27,7 @@ from csp.constants import NONCE, NONE, SELF
 from huey import Huey, RedisHuey
 from huey.serializer import SignedSerializer
 
+from training.child_slots import ChildSlots
 from training.sqlite_queue import BlockingSqliteStorage
 
 BASE_DIR = Path(__file__).resolve().parent.parent
@@ -254,6 +256,9 @@ PROXIES = [p.strip() for p in os.environ.get("SNAPML_PROXIES", "").split(",") if
 
 # Crashes of an engine in a row without a new checkpoint until its run fails as a crash loop
 MAX_CRASHES = int(os.environ.get("SNAPML_MAX_CRASHES", "3"))
+CHILD_SLOTS = ChildSlots(
+    HOME / "slots", int(os.environ.get("SNAPML_MAX_PROGRAMS", "0")) or os.cpu_count() or 1
+)
 MAX_QUEUED_RUNS = int(os.environ.get("SNAPML_MAX_QUEUED_RUNS", "100"))
 INFERENCE_URL = os.environ.get("INFERENCE_URL", "").rstrip("/")
 INFERENCE_TOKEN = os.environ.get("INFERENCE_TOKEN", "")

@@ -29,6 +29,7 @@ from training.jobs.models import JobState
 from training.jobs.services import enqueue_job
 from training.people.models import User
 from training.people.permissions import check_changeable
+from training.people.requests import hold_interactive_slot
 
 UPLOAD_KIND = "upload"
 DETECTION_TIMEOUT = 40  # the program's own limit is 20 s of CPU
@@ -120,13 +121,14 @@ def run_detection(upload: Upload) -> None:
     """
     write_params(upload.folder, build_params(upload))
     try:
-        result = run_child(
-            "training.datasets.program",
-            "detect",
-            str(upload.folder),
-            cwd=settings.BASE_DIR,
-            seconds=DETECTION_TIMEOUT,
-        )
+        with hold_interactive_slot():
+            result = run_child(
+                "training.datasets.program",
+                "detect",
+                str(upload.folder),
+                cwd=settings.BASE_DIR,
+                seconds=DETECTION_TIMEOUT,
+            )
     except subprocess.TimeoutExpired as error:
         raise BadFile(
             "Reading the first rows of this file takes too long.", field="file"

@@ -25,6 +25,7 @@ from django.db import (
     transaction,
 )
 from django.db.models import F, Q
+from django.db.models.functions import Coalesce
 from django.utils import timezone
 
 from training.child_process import (
@@ -74,7 +75,7 @@ def run_job(job_id: int) -> None:
 
 
 def run_lane(lane: Lane) -> None:
-    """Run the waiting jobs of a lane, oldest first."""
+    """Run the waiting jobs of a lane."""
     while lane.acquire_slot():
         try:
             while not stopping.is_set() and (job := claim_next(lane)) is not None:
@@ -87,10 +88,10 @@ def run_lane(lane: Lane) -> None:
 
 
 def waiting_jobs(lane: Lane) -> models.QuerySet[Job]:
-    """The jobs of a lane that may start now, oldest first."""
+    """The jobs of a lane that may start now."""
     jobs = Job.objects.filter(
         kind__in=lane.kind_names, state=JobState.WAITING, run_after__lte=timezone.now()
-    ).order_by("run_after", "pk")
+    )
     exclusive = [name for name in lane.kind_names if KINDS[name].one_per_owner]
     if exclusive:
         busy = Job.objects.filter(kind__in=exclusive, state=JobState.RUNNING, owner__isnull=False)
@@ -99,11 +100,34 @@ def waiting_jobs(lane: Lane) -> models.QuerySet[Job]:
 
 
 def claim_next(lane: Lane) -> Job | None:
-    for job_id in waiting_jobs(lane).values_list("pk", flat=True)[: 4 * lane.size]:
+    for job_id in order_by_share(waiting_jobs(lane), lane)[: 4 * lane.size]:
         job = claim_job(job_id, lane)
         if job is not None:
             return job
     return None
+
+
+def order_by_share(jobs: models.QuerySet[Job], lane: Lane) -> models.QuerySet[Job, int]:
+    """The ids of waiting jobs in the order in which they start: first those of the owner with the
+    fewest running jobs and the longest wait since the last one, so that no owner delays the others.
+    """
+    started = (
+        Job.objects.filter(kind__in=lane.kind_names, owner=models.OuterRef("owner"))
+        .exclude(state=JobState.WAITING)
+        .order_by()
+        .values("owner")
+    )
+    running = started.filter(state=JobState.RUNNING).annotate(count=models.Count("pk"))
+    return (
+        jobs.annotate(
+            owner_running=Coalesce(models.Subquery(running.values("count")), 0),
+            owner_last=models.Subquery(
+                started.annotate(last=models.Max("heartbeat_at")).values("last")
+            ),
+        )
+        .order_by("owner_running", F("owner_last").asc(nulls_first=True), "run_after", "pk")
+        .values_list("pk", flat=True)
+    )
 
 
 def claim_job(job_id: int, lane: Lane) -> Job | None:
@@ -111,7 +135,6 @@ def claim_job(job_id: int, lane: Lane) -> Job | None:
     token = secrets.token_hex(16)
     is_claimed = (
         waiting_jobs(lane)
-        .order_by()
         .filter(pk=job_id)
         .update(
             state=JobState.RUNNING,
@@ -307,6 +330,10 @@ def follow_program(
         environment=environment or child_environment(),
         cancelled=cancelled.get(job.pk),
     )
-    with closing(messages):
+    slot = settings.CHILD_SLOTS.hold_background(
+        on_wait=lambda: save_progress(job, {"message": "waiting for other programs"}),
+        cancelled=cancelled.get(job.pk),
+    )
+    with slot, closing(messages):
         for message in messages:
             on_message(message)

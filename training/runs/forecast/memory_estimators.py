@@ -22,6 +22,7 @@ from training.engine.files import write_atomically
 from training.engine.memory_estimator import MemoryEstimator, get_scaling_setting
 from training.engine.methods import METHODS
 from training.errors import UserError
+from training.people.requests import hold_interactive_slot
 
 # Increase it when the engine's steps or the estimator's JSON change, so that old files are ignored.
 CACHE_VERSION = 8
@@ -171,7 +172,8 @@ class EstimatorProcess(RequestProcess):
             SimulationBusy: other requests kept the process busy for that long.
         """
         try:
-            response = self.send_request(request, cwd=settings.BASE_DIR)
+            with hold_interactive_slot():
+                response = self.send_request(request, cwd=settings.BASE_DIR)
         except TimeoutError as error:
             raise SimulationBusy(
                 "Other memory simulations are running. Try again in a minute."

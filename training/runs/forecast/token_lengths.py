@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import json
 import subprocess
-import threading
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -23,20 +22,20 @@ from numpy.typing import NDArray
 
 from training.catalog.models import BaseModel
 from training.child_process import run_child
+from training.child_slots import SlotsBusy
 from training.datasets.models import DatasetVersion
 from training.engine.batches import build_epoch_batches, get_sequence_length
 from training.engine.config import RunConfig
 from training.engine.files import write_atomically
 from training.engine.row_numbers import list_row_numbers
 from training.errors import UserError
+from training.people.requests import hold_interactive_slot
 
 # About 1 ms each. Of a larger dataset every n-th row is measured, and the page says so.
 MAX_MEASURED_ROWS = 20_000
 LENGTH_CHOICES = (128, 256, 512, 1024, 2048, 4096, 8192)  # of the data page
 TIMEOUT_SECONDS = 150
-SLOT_TIMEOUT_SECONDS = 30
 RETRY_AFTER_SECONDS = 600
-PREVIEW_SLOTS = threading.BoundedSemaphore(3)
 HISTOGRAM_BINS = 40
 NO_TRAINED_TOKEN = 2**31 - 1  # "first trained token" of a row that has none
 TOKENIZER_FILES = (
@@ -45,12 +44,6 @@ TOKENIZER_FILES = (
     "tokenizer_config.json",
     "chat_template.jinja",
 )
-
-
-class PreviewBusy(UserError):
-    """Too many previews run at the same time."""
-
-    status = 429
 
 
 @dataclass(frozen=True)
@@ -129,26 +122,23 @@ def run_preview(request: dict[str, Any]) -> dict[str, Any]:
     """Run the preview process on a request and return its response.
 
     Raises:
-        PreviewBusy: no slot became free in SLOT_TIMEOUT_SECONDS.
+        SlotsBusy: too many programs run on this host.
         UserError: the process reported an error, failed, or took longer than TIMEOUT_SECONDS.
     """
-    if not PREVIEW_SLOTS.acquire(timeout=SLOT_TIMEOUT_SECONDS):
-        raise PreviewBusy("Other token previews are running. Try again in a minute.")
     try:
-        completed = run_child(
-            "training.engine.data.preview",
-            stdin=json.dumps(request),
-            cwd=settings.BASE_DIR,
-            seconds=TIMEOUT_SECONDS,
-        )
+        with hold_interactive_slot():
+            completed = run_child(
+                "training.engine.data.preview",
+                stdin=json.dumps(request),
+                cwd=settings.BASE_DIR,
+                seconds=TIMEOUT_SECONDS,
+            )
     except subprocess.TimeoutExpired as error:
         raise UserError(
             "This model's chat template took too long. It may contain an endless loop.",
             field="model",
             code="preview_failed",
         ) from error
-    finally:
-        PREVIEW_SLOTS.release()
     if completed.returncode or not completed.stdout:
         raise UserError(
             "This model's tokenizer or chat template failed (out of time or memory).",
@@ -246,7 +236,7 @@ def get_lengths(
         raise UserError(**json.loads(failed.read_text()))
     try:
         response = run_preview(request)
-    except PreviewBusy:
+    except SlotsBusy:
         raise
     except UserError as error:
         # Cached for RETRY_AFTER_SECONDS, or each visit of the page would wait for the timeout.

@@ -16,6 +16,7 @@ from django.utils import timezone
 
 from training.auto.plan_types import Plan
 from training.catalog.models import BaseModel
+from training.child_slots import SlotsBusy
 from training.datasets.models import DatasetVersion
 from training.engine.config import RunConfig
 from training.engine.methods import METHODS
@@ -33,7 +34,6 @@ from training.runs.forecast.summary import (
 )
 from training.runs.forecast.target_device import TargetDevice, get_target_device
 from training.runs.forecast.token_lengths import (
-    PreviewBusy,
     TokenLengths,
     get_cached_lengths,
     get_lengths,
@@ -210,7 +210,7 @@ def find_launch_lengths(
             train=find_lengths(),
         )
     except UserError as error:
-        if isinstance(error, PreviewBusy) or error.code == "preview_failed":
+        if isinstance(error, SlotsBusy) or error.code == "preview_failed":
             return LaunchLengths()
         raise
 
