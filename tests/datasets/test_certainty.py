@@ -60,6 +60,68 @@ def test_metadata_is_not_asked_about(columns):
     assert guess_mapping([PAIR | columns]).is_certain
 
 
+@pytest.mark.parametrize(
+    "column",
+    [
+        {"language": "French"},
+        {"instructions": "Answer only in French rhymes."},
+        {"documents": ["the Rhine floods"]},
+        {"tool_definitions": [{"name": "lamp"}]},
+        {"schema": "CREATE TABLE rivers (name TEXT)"},
+    ],
+    ids=lambda column: next(iter(column)),
+)
+def test_a_column_that_changes_the_answers_is_asked_about_even_if_it_has_one_value(column):
+    rows = [PAIR | (column if index % 2 else {}) for index in range(60)]
+    assert not guess_mapping(rows).is_certain
+    turns = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "ho"}]
+    if len(str(column)) > 30:
+        assert not guess_mapping([{"messages": turns} | column] * 60).is_certain
+
+
+@pytest.mark.parametrize("name", ["user_rating", "is_good_answer", "stars", "verdict", "flagged"])
+def test_feedback_about_a_conversation_is_asked_about(name):
+    turns = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "ho"}]
+    assert not guess_mapping([{"messages": turns, name: 1}] * 60).is_certain
+
+
+def test_a_column_that_repeats_what_is_trained_is_not_asked_about():
+    record = {
+        "instruction": "name a river in Europe",
+        "input": "",
+        "output": "the Rhine",
+        "text": "### Instruction:\nname a river in Europe\n### Response:\nthe Rhine",
+    }
+    assert guess_mapping([record]).is_certain
+    turns = [
+        {"role": "user", "content": "name a river in Europe"},
+        {"role": "assistant", "content": "the Rhine"},
+    ]
+    assert guess_mapping([{"prompt": "name a river in Europe", "messages": turns}]).is_certain
+    assert not guess_mapping([record | {"text": "name a river in Asia"}]).is_certain
+
+
+@pytest.mark.parametrize(
+    ("record", "prompt", "completion"),
+    [
+        ({"id": "7", "question": "q?", "answerKey": "A"}, "question", "answerKey"),
+        ({"document": "a b", "summary": "a"}, "document", "summary"),
+        ({"article": "a b", "highlights": "a", "id": "7"}, "article", "highlights"),
+        ({"Context": "I am sad", "Response": "Tell me more"}, "Context", "Response"),
+        ({"task_id": "7", "prompt": "def f():", "solved": "return 1"}, "prompt", "solved"),
+    ],
+)
+def test_an_id_is_never_the_answer(record, prompt, completion):
+    columns = guess_mapping([record]).columns
+    assert (columns["prompt"], columns["completion"]) == (prompt, completion)
+
+
+def test_answers_that_count_the_choices_from_one_are_asked_about():
+    records = [{"question": "q?", "choices": ["a", "b"], "answer": number} for number in (1, 2, 1)]
+    assert not guess_mapping(records).is_certain
+    assert guess_mapping([*records, records[0] | {"answer": 0}]).is_certain
+
+
 @pytest.mark.parametrize("first", [0, "0", 41])
 def test_a_column_that_counts_the_rows_is_not_asked_about(first):
     kind, start = type(first), int(first)
@@ -80,6 +142,11 @@ def test_a_column_with_one_value_in_many_rows_is_not_asked_about():
         "A chat. USER: hi ASSISTANT: ho",
         "Human: hi\nAssistant: ho",
         "### Instruction:\nadd\n\n### Response:\n3",
+        "Q: hi there\nA: ho",
+        "<human>: hi\n<bot>: ho",
+        "user: hi\nassistant: ho",
+        "**User:** hi\n\n**Assistant:** ho",
+        "Patient: hi\nDoctor: ho",
     ],
 )
 def test_texts_with_headings_of_speakers_are_asked_about(text):

@@ -156,7 +156,7 @@ def test_a_readme_beside_the_data_is_not_trained(tmp_path):
 
 @pytest.mark.parametrize(("name", "is_certain"), [("a.txt", True), ("a", True), ("a.yaml", False)])
 def test_a_file_of_unknown_kind_is_plain_text_only_after_asking(tmp_path, name, is_certain):
-    content = b"rivers: many\n\nlakes: few\n"
+    content = b"rivers are many\n\nlakes are few\n"
     assert detect(tmp_path, content, name)["mapping"]["is_certain"] is is_certain
 
 

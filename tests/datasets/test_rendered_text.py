@@ -82,3 +82,16 @@ def test_the_indentation_of_an_answer_is_kept():
     assert to_row({"text": text}, guess_mapping([{"text": text}])).messages[1]["content"] == (
         "    return 1"
     )
+
+
+@pytest.mark.parametrize(("system", "roles"), [("", 2), ("Be brief.", 3)])
+def test_what_a_template_writes_before_the_system_message_is_left_out(system, roles):
+    header = "Cutting Knowledge Date: December 2023\nToday Date: 26 Jul 2024\n\n"
+    turns = (("system", header + system), ("user", "hi"), ("assistant", "ho"))
+    text = "".join(
+        f"<|start_header_id|>{role}<|end_header_id|>\n\n{content}<|eot_id|>"
+        for role, content in turns
+    )
+    messages = to_row({"text": text}, guess_mapping([{"text": text}])).messages
+    assert len(messages) == roles
+    assert roles == 2 or messages[0]["content"] == "Be brief."

@@ -239,3 +239,58 @@ def test_other_keys_of_openais_preference_input_are_listed():
         "non_preferred_output": [BAD],
     }
     assert to_row(record, guess_mapping([record])).unused == {"input.parallel_tool_calls"}
+
+
+def make_dialog(*contents):
+    roles = ("user", "assistant") * len(contents)
+    return [{"role": r, "content": c} for r, c in zip(roles, contents, strict=False)]
+
+
+@pytest.mark.parametrize(
+    "details",
+    [
+        {"score_chosen": 8.0, "score_rejected": 5.0},
+        {"chosen_score": 8.0, "rejected_score": 5.0},
+        {"chosen-model": "large", "rejected-model": "small"},
+        {"messages": make_dialog("hi", "ho", "name a river", "Rhine")},
+    ],
+    ids=lambda details: next(iter(details)),
+)
+def test_details_of_preference_data_are_not_taken_for_the_answers(details):
+    record = {
+        "prompt": "name a river",
+        "chosen": make_dialog("hi", "ho", "name a river", "Rhine"),
+        "rejected": make_dialog("hi", "ho", "name a river", "Alps"),
+    }
+    row = to_row(record | details, guess_mapping([record | details]))
+    contents = [message["content"] for message in row.messages]
+    assert contents == ["hi", "ho", "name a river", "Rhine"]
+    assert [m.get("weight", 1) for m in row.messages if m["role"] == "assistant"] == [0, 1]
+    assert row.unused == set(details)
+
+
+def test_the_tools_of_alpaca_rows_are_used():
+    record = {"instruction": "light", "output": "done", "tools": [{"name": "lamp"}]}
+    assert to_row(record, guess_mapping([record])).tools[0]["function"]["name"] == "lamp"
+
+
+@pytest.mark.parametrize("key", ["role", "from"])
+def test_a_prompt_that_is_a_json_object_stays_text(key):
+    prompt = json.dumps({key: "bob@example.com", "text": "see you at noon"})
+    record = {"prompt": prompt, "completion": "noon"}
+    assert read_messages(record)[0]["content"] == prompt
+
+
+def test_geminis_contents_are_read():
+    record = {
+        "systemInstruction": {"parts": [{"text": "be kind"}]},
+        "contents": [
+            {"role": "user", "parts": [{"text": "hi"}]},
+            {"role": "model", "parts": [{"text": "ho"}]},
+        ],
+    }
+    assert [m["role"] + ": " + m["content"] for m in read_messages(record)] == [
+        "system: be kind",
+        "user: hi",
+        "assistant: ho",
+    ]

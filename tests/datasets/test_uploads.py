@@ -175,11 +175,11 @@ def test_invalid_rows_are_listed_grouped_and_counted_and_can_be_skipped(make_upl
 
 
 def test_a_corrected_mapping_is_saved_as_a_new_version(make_upload):
-    content = b"id,Frage,Antwort\n" + b"".join(
+    content = b"Thema,Frage,Antwort\n" + b"".join(
         b"n%d,what is %d,%d it is\n" % (i, i, i) for i in range(9)
     )
     upload = make_upload("fragen.csv", content)
-    assert upload.mapping["columns"] == {"prompt": "id", "completion": "Frage"}
+    assert upload.mapping["columns"] == {"prompt": "Thema", "completion": "Frage"}
     first = save_upload(check_upload(upload))
     uploads.reset_to_mapping(upload)
     uploads.set_mapping(

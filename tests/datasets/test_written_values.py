@@ -69,6 +69,14 @@ def test_floats_in_lists_and_objects_of_parquet_keep_their_digits(tmp_path):
     assert [message["content"] for message in second] == ["hi", "ho"]
 
 
+def test_floats_in_maps_and_fixed_lists_of_parquet_keep_their_digits(tmp_path):
+    choices = pyarrow.array([[0.1, 0.2], None], pyarrow.list_(pyarrow.float32(), 2))
+    extra = pyarrow.array([[("a", 0.1)], None], pyarrow.map_(pyarrow.string(), pyarrow.float32()))
+    content = write_parquet(question=["q?", "r?"], choices=choices, answer=["A", "B"], extra=extra)
+    detect_and_check(tmp_path, content, "a.parquet")
+    assert "A. 0.1\nB. 0.2" in next(iter(read_staged(tmp_path)))["messages"][0]["content"]
+
+
 def read_choice(answer, choices=tuple(CHOICES)):
     record = {"question": "the degree?", "choices": list(choices), "answer": answer}
     return to_row(record, guess_mapping([record])).messages[-1]["content"]

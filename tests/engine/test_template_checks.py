@@ -81,14 +81,39 @@ def test_a_changed_spelling_of_a_content_is_no_error():
     assert encode(COMPLETE.replace("message['content'] or ''", "message['content'] | tojson"))
 
 
-def test_a_content_that_the_template_cuts_is_no_error():
-    cut = "{{ message['content'].split('</think>')[-1] }}"
-    row = {
+CUT = HEAD + "{{ message['content'].split('</think>')[-1] }}" + TAIL
+
+
+def make_thinking_row(**keys):
+    return {
         "messages": [
             {"role": "user", "content": "hi"},
-            {"role": "assistant", "content": "<think>hm</think>ho"},
+            {"role": "assistant", "content": "<think>hm</think>ho", **keys},
             {"role": "user", "content": "hi again"},
             {"role": "assistant", "content": "ho"},
         ]
     }
-    assert encode(HEAD + cut + TAIL, row).trained_tokens
+
+
+def test_a_template_may_cut_the_reasoning_of_an_answer_that_is_not_trained():
+    assert encode(CUT, make_thinking_row(weight=0)).trained_tokens
+
+
+def test_a_trained_answer_whose_reasoning_is_cut_is_an_error():
+    with raises_user_error(DataError, code="template_drops_message", naming=("2", "assistant")):
+        encode(CUT, make_thinking_row())
+
+
+def test_with_the_prompt_only_the_last_answer_has_to_be_complete():
+    assert encode(CUT, make_thinking_row(), train_on_prompt=True).trained_tokens
+    row = {"messages": make_thinking_row()["messages"][:2]}
+    with raises_user_error(DataError, code="template_drops_message"):
+        encode(CUT, row, train_on_prompt=True)
+
+
+@pytest.mark.parametrize("train_on_prompt", [False, True])
+@pytest.mark.parametrize("keys", [{}, {"weight": 0}])
+def test_reasoning_without_a_place_in_the_template_is_an_error(train_on_prompt, keys):
+    row = make_thinking_row(reasoning_content="hm", **keys)
+    with raises_user_error(DataError, code="template_without_reasoning", naming=("2",)):
+        encode(COMPLETE, row, train_on_prompt=train_on_prompt)

@@ -259,6 +259,92 @@ def test_excluded_rows_need_not_fit_the_model(alice, strict_model, device, previ
     assert yaml.safe_load(to_yaml(run))["settings"]["excluded_rows"] == "1"
 
 
+@pytest.fixture
+def words_data(alice):
+    """Nine training rows, of which the first does not fit the strict model, and two held-out ones,
+    of which the second does not.
+    """
+    rows = [
+        {
+            "prompt": f"{'forbidden' if index in (0, 10) else 'word'} {index}",
+            "completion": "one two",
+        }
+        | {"split": "train" if index < 9 else "valid"}
+        for index in range(11)
+    ]
+    return create_dataset(alice, "Words", tiny.encode_jsonl(rows), source="x")
+
+
+def test_held_out_rows_that_the_run_does_not_read_may_be_invalid(
+    alice, strict_model, device, preview_here, no_queue, words_data
+):
+    settings = {**tiny.SETTINGS, "excluded_rows": "1", "eval_rows": 1}
+    assert launch_run(alice, base_model=strict_model, data=words_data, settings=settings)
+    with raises_user_error(code="rows_unfit", naming=("held-out",)):
+        launch_run(
+            alice,
+            base_model=strict_model,
+            data=words_data,
+            settings=settings | {"eval_rows": 2},
+        )
+
+
+def test_excluded_rows_are_not_counted_or_warned_about(
+    alice, strict_model, device, preview_here, no_queue, words_data
+):
+    settings = {
+        **tiny.SETTINGS,
+        "learning_rate": 0.001,
+        "excluded_rows": "1-3",
+        "excluded_eval_rows": "2",
+    }
+    request = LaunchRequest(user=alice, base_model=strict_model, data=words_data, settings=settings)
+    launch_runs(request)  # without a warning
+    preview = preview_launch(request)
+    assert preview.forecast["lengths"]["rows"] == 6
+    assert not any("no trained token" in warning for warning in preview.forecast["warnings"])
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [("excluded_rows", "1-9"), ("excluded_rows", "10"), ("excluded_eval_rows", "1, 3")],
+)
+def test_excluded_rows_that_cannot_be_meant_are_refused(
+    alice, strict_model, device, preview_here, no_queue, words_data, name, text
+):
+    settings = {**tiny.SETTINGS, name: text}
+    with raises_user_error(field=name):
+        launch_run(alice, base_model=strict_model, data=words_data, settings=settings)
+
+
+@pytest.mark.parametrize(
+    "locked",
+    [
+        {"skip_invalid_rows": True},
+        {"excluded_rows": "1", "excluded_eval_rows": "2"},
+    ],
+    ids=str,
+)
+def test_auto_plans_without_the_rows_that_are_left_out(
+    alice, strict_model, device, preview_here, no_queue, words_data, locked
+):
+    auto = AutoRequest(locked=locked | {"max_length": 64, "max_steps": 2})
+    run = launch_run(alice, base_model=strict_model, data=words_data, auto=auto)
+    assert {name: run.config[name] for name in locked} == locked
+    with raises_user_error(field="excluded_rows"):
+        all_rows = AutoRequest(locked={"excluded_rows": "1-9"})
+        launch_run(alice, base_model=strict_model, data=words_data, auto=all_rows)
+
+
+def test_auto_offers_to_leave_out_invalid_rows(
+    as_alice, strict_model, device, preview_here, no_queue, words_data
+):
+    form = {"mode": "auto", "model": strict_model.pk, "data": words_data.pk}
+    as_alice.post("/runs/new/memory", form)
+    page = as_alice.post("/runs/new/settings", form).content.decode()
+    assert "Leave these rows out" in page
+
+
 def test_plain_text_with_control_tokens_is_reported_before_a_run(
     alice, strict_model, device, preview_here, no_queue
 ):
@@ -273,15 +359,15 @@ def test_plain_text_with_control_tokens_is_reported_before_a_run(
 @pytest.mark.parametrize(
     ("split", "max_length", "code", "field"),
     [
-        ("train", 80, "data_unfit", "data"),
-        ("valid", 80, "data_unfit", "data"),
+        ("train", 80, "rows_unfit", "data"),
+        ("valid", 80, "rows_unfit", "data"),
         ("", 8, "no_trained_tokens", "max_length"),
     ],
 )
 def test_accepted_warnings_never_skip_a_refusal(
     as_alice, alice, strict_model, device, preview_here, tmp_path, split, max_length, code, field
 ):
-    settings = {**tiny.SETTINGS, "max_length": max_length}
+    settings = {**tiny.SETTINGS, "max_length": max_length, "eval_rows": 9}
     word = "forbidden" if split else "allowed"
     odd_row = {"prompt": f"a {word} word", "completion": "no", "split": split}
     rows = [

@@ -41,6 +41,7 @@ def make_plan(
     length = rules.choose_max_length(draft)
     epochs = rules.choose_epochs(draft)
     rules.choose_max_steps(draft)
+    rules.choose_rows(draft)
     lora_settings = choose_lora_settings(draft)
     rows_per_step = rules.compute_rows_per_step(draft, epochs)
     step_tokens = compute_step_tokens(inputs, length, rows_per_step)

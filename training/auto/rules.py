@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from training.auto.plan_types import GOALS, PlanDraft
-from training.engine.config import RunConfig
+from training.auto.plan_types import GOALS, Choice, PlanDraft
+from training.engine.config import ROW_SETTINGS, RunConfig
 from training.engine.methods import METHODS
 from training.engine.settings import TUNABLE_SETTINGS
 from training.errors import UserError
@@ -164,6 +164,21 @@ def choose_epochs(draft: PlanDraft) -> int:
             source="Alpaca, Taori et al. 2023 (3); Unsloth's guide (1 to 3)",
         )
     )
+
+
+def choose_rows(draft: PlanDraft) -> None:
+    """Rows are left out only if the user says so."""
+    for setting in ROW_SETTINGS:
+        if setting in draft.locked:
+            draft.choices.append(
+                Choice(
+                    setting,
+                    draft.locked[setting],
+                    "You set it.",
+                    alternative="The plan would use all rows.",
+                    locked=True,
+                )
+            )
 
 
 def choose_max_steps(draft: PlanDraft) -> None:

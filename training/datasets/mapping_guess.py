@@ -4,6 +4,7 @@ and by their values. A guess that may be wrong is not certain, and its note says
 
 from __future__ import annotations
 
+import operator
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -19,7 +20,7 @@ from training.datasets.column_mapping import (
     is_valid_column_name,
 )
 from training.datasets.errors import BadRow, clean_text
-from training.datasets.rendered_text import HEADINGS, SPECIAL_TOKENS, find_template
+from training.datasets.rendered_text import SPECIAL_TOKENS, find_headings, find_template
 from training.datasets.rows import (
     CONTENT_KEYS,
     ROLE_KEYS,
@@ -29,21 +30,23 @@ from training.datasets.rows import (
     parse_turns,
 )
 
-# Columns that say which answers are good
+# Names, and words in names, of columns that say which answers are good
 FEEDBACK_NAMES = re.compile(
-    r"(is_|was_)?(label|kto_tag|good|bad|chosen|preferred|accepted|correct|desirable|passed|"
-    r"feedback|rating|score|reward|quality|thumbs_up|winner|weight|train|training|loss)"
+    r"label|weight|train|training|loss|(.*[^a-z])?(kto|good|bad|chosen|preferred|accepted|approved|"
+    r"(in)?correct\w*|desirable|passed|feedback|ratings?|scores?|rewards?|quality|thumbs|winner|"
+    r"helpful\w*|verdict|status|flagged|stars|upvotes|votes|toxic\w*)([^a-z].*)?"
 )
 REJECTED_NAMES = re.compile(
     r"reject|non_?preferred|dispreferred|(^|_)(bad|negative|worse|worst|loser|incorrect|wrong)(_|$)"
 )
+ANSWER_DETAILS = re.compile(r"(score|rating|model|reward|logprobs?|rank|id)s?$")
 CHOSEN_NAMES = re.compile(r"^(chosen|preferred)(?!.*reject)")
 SPEAKER_COLUMNS = frozenset(("role", "from", "speaker", "author"))
 # Columns that say where a row comes from, but nothing about its answer
 METADATA_NAMES = re.compile(
     r"(.*_)?(id|ids|idx|index|uuid|guid|hash|md5|sha256|url|urls|uri|link|links|split|subset|"
     r"dataset|license|author|user_name|username|model|model_name|generator|version|difficulty|date|"
-    r"time|timestamp|created|created_at|updated|updated_at|year|stars|upvotes|views|length|tokens|"
+    r"time|timestamp|created|created_at|updated|updated_at|year|views|length|tokens|"
     r"count)|(num|n)_[a-z_]+|unnamed: \d+|__index_level_\d+__"
 )
 URL = re.compile(r"https?://\S+")
@@ -76,6 +79,11 @@ HEADINGS_NOTE = (
     "The texts hold headings of speakers or parts, such as {mark}. All of the text is trained, and "
     "not only the answers in it."
 )
+INDEX_NOTE = (
+    "`{name}` seems to number the choices from 1. It is read as an index from 0; subtract one, or "
+    "write the label, such as A."
+)
+GUESS_NOTE = "The names of the columns do not say which one is the prompt and which the answer."
 NO_PARTS_NOTE = "No two columns hold texts. Found {columns}."
 
 
@@ -88,7 +96,10 @@ def guess_mapping(sample: Sequence[Record]) -> ColumnMapping:
     split = next(
         (n for n in names if n.lower() == "split" and any(is_split(r.get(n)) for r in sample)), ""
     )
-    lower = {name.strip().lower(): name for name in reversed(names) if name != split}
+    lower: dict[str, str] = {}
+    for name in names:
+        if name != split:
+            lower.setdefault(name.strip().lower(), name)
     mapping = (
         guess_preference(sample, lower)
         or guess_conversation(sample, names, lower)
@@ -117,11 +128,23 @@ def find_doubt(sample: Sequence[Record], mapping: ColumnMapping, names: Sequence
             return MIXED_TEXT_NOTE.format(mark=mark[0])
     if mapping.row_format == "text":
         texts = [str(record.get(mapping.columns["text"]) or "") for record in sample]
-        headings = {mark.strip() for text in texts for mark in HEADINGS.findall(text)}
-        if len(headings) > 1:
-            return HEADINGS_NOTE.format(mark=" and ".join(sorted(headings)[:2]))
+        if headings := find_headings(texts):
+            return HEADINGS_NOTE.format(mark=" and ".join(headings[:2]))
+    if "choices" in mapping.columns and counts_from_one(sample, mapping):
+        return INDEX_NOTE.format(name=mapping.columns["completion"][:40])
     skipped = [f"`{name[:40]}`" for name in unused if may_decide_answer(sample, mapping, name)]
     return UNUSED_NOTE.format(names=", ".join(skipped[:5])) if skipped else ""
+
+
+def counts_from_one(sample: Sequence[Record], mapping: ColumnMapping) -> bool:
+    """Whether the answers are integers that seem to number the choices from 1."""
+    answers = [record.get(mapping.columns["completion"]) for record in sample]
+    sizes = [
+        len(choices) if isinstance(choices := record.get(mapping.columns["choices"]), list) else 0
+        for record in sample
+    ]
+    numbers = [answer for answer in answers if type(answer) is int]
+    return bool(numbers) and 0 not in numbers and any(map(operator.eq, answers, sizes))
 
 
 def get_doubtful_name_note(name: str) -> str:
@@ -149,20 +172,37 @@ def find_part(part: str, lower: Mapping[str, str], used: Sequence[str] = ()) -> 
 
 
 def guess_preference(sample: Sequence[Record], lower: Mapping[str, str]) -> ColumnMapping | None:
-    rejected = next((name for name in lower if REJECTED_NAMES.search(name)), "")
-    chosen = next((name for name in lower if CHOSEN_NAMES.search(name)), "")
+    rejected = find_answer_column(sample, lower, "rejected", REJECTED_NAMES)
+    chosen = find_answer_column(sample, lower, "chosen", CHOSEN_NAMES)
     if not chosen or not rejected:
         return None
-    columns = {"chosen": lower[chosen], "rejected": lower[rejected]}
-    used = list(columns.values())
-    conversation = next(
-        (name for name in lower.values() if name not in used and find_message_kind(sample, name)),
-        "",
+    columns = {"chosen": chosen, "rejected": rejected}
+    answers = [n for key, n in lower.items() if REJECTED_NAMES.search(key) or "chosen" in key]
+    conversations = (
+        {"prompt": name}
+        for name in lower.values()
+        if name not in answers and find_message_kind(sample, name)
     )
-    columns |= {"prompt": conversation} if conversation else find_part("prompt", lower, used)
+    columns |= find_part("prompt", lower, answers) or next(conversations, {})
     columns |= find_part("input", lower, list(columns.values()))
     columns |= find_part("system", lower) | find_part("tools", lower)
     return ColumnMapping("preference", columns, note=PREFERENCE_NOTE)
+
+
+def find_answer_column(
+    sample: Sequence[Record], lower: Mapping[str, str], part: str, pattern: re.Pattern[str]
+) -> str:
+    """The column of the chosen or rejected answers, or an empty text. Their scores and models are
+    none.
+    """
+    names = [
+        name
+        for key, name in lower.items()
+        if pattern.search(key)
+        and not ANSWER_DETAILS.search(key)
+        and any(isinstance(record.get(name), str | list | dict) for record in sample)
+    ]
+    return lower[part] if lower.get(part) in names else next(iter(names), "")
 
 
 def guess_conversation(
@@ -227,9 +267,9 @@ def guess_alpaca(lower: Mapping[str, str]) -> ColumnMapping | None:
     if "instruction" not in lower or not output:
         return None
     columns = {"instruction": lower["instruction"]} | output | find_part("input", lower)
-    return ColumnMapping(
-        "alpaca", columns | find_part("history", lower) | find_part("system", lower)
-    )
+    for part in ("history", "system", "tools"):
+        columns |= find_part(part, lower)
+    return ColumnMapping("alpaca", columns)
 
 
 def guess_pair_or_text(
@@ -241,11 +281,23 @@ def guess_pair_or_text(
         return ColumnMapping("text", {"text": content}, note=SPEAKER_NOTE.format(name=speaker))
     completion = find_part("completion", lower)
     prompt = find_part("prompt", lower, list(completion.values()))
-    system = find_part("system", lower)
+    other_parts = {
+        key: name
+        for part in ("context", "choices", "system", "tools")
+        for key, name in find_part(part, lower).items()
+    }
     if prompt and completion:
-        columns = prompt | completion | find_part("context", lower) | find_part("choices", lower)
-        return ColumnMapping("pairs", columns | system | find_part("tools", lower))
-    text_columns = [name for name in names if any(isinstance(r.get(name), str) for r in sample)]
+        return ColumnMapping("pairs", prompt | completion | other_parts)
+    if completion and "context" in other_parts:  # the question is in the context
+        columns = {"prompt": other_parts.pop("context")} | completion | other_parts
+        return ColumnMapping("pairs", columns, note=GUESS_NOTE)
+    text_columns = [
+        name
+        for name in names
+        if any(isinstance(record.get(name), str) for record in sample)
+        and name not in other_parts.values()
+        and not METADATA_NAMES.fullmatch(name.strip().lower())
+    ]
     if len(text_columns) == 1 or (not completion and "text" in lower and text_columns):
         return guess_text(sample, lower.get("text") or text_columns[0])
     if len(text_columns) > 1:
@@ -256,7 +308,7 @@ def guess_pair_or_text(
             name for name in text_columns if name != question
         )
         return ColumnMapping(
-            "pairs", {"prompt": question, "completion": answer} | system, is_certain=False
+            "pairs", {"prompt": question, "completion": answer} | other_parts, note=GUESS_NOTE
         )
     found = [f"`{name[:40]}` ({describe_type(sample, name)})" for name in names[:5]]
     note = NO_PARTS_NOTE.format(columns=", ".join(found) or "no column")
@@ -286,23 +338,60 @@ def is_split(value: Any) -> bool:
 
 
 def may_decide_answer(sample: Sequence[Record], mapping: ColumnMapping, name: str) -> bool:
-    """Whether the answers may depend on an unused column: its values differ, and it holds
-    sentences, lists or objects, or neither its name nor the row format says that it is metadata.
+    """Whether the answers may depend on an unused column: it holds sentences, lists or objects, or
+    neither its values, its name nor the row format say that it is metadata.
     """
     values = [value for record in sample if not is_missing(value := record.get(name))]
-    is_constant = all(value == values[0] for value in values)
-    if (is_constant and len(values) >= MIN_CONSTANT_ROWS) or is_row_index(values):
+    if is_row_index(values) or repeats_used_text(sample, mapping, name):
         return False
     if any(isinstance(value, list | dict) for value in values):
         return True
     words = sum(len(value.split()) for value in values if isinstance(value, str))
-    is_metadata = (
-        all(isinstance(value, str) and URL.fullmatch(value) for value in values)
+    if words >= MAX_METADATA_WORDS * len(values) or is_part_name(name):
+        return True
+    is_constant = len(values) == len(sample) and all(value == values[0] for value in values)
+    return not (
+        (is_constant and len(values) >= MIN_CONSTANT_ROWS)
+        or all(isinstance(value, str) and URL.fullmatch(value) for value in values)
         or mapping.row_format in ("messages", "sharegpt")  # a conversation is complete
         or (mapping.row_format == "alpaca" and name.lower() == "category")  # Dolly's
         or METADATA_NAMES.fullmatch(name.strip().lower()) is not None
     )
-    return not is_metadata or words >= MAX_METADATA_WORDS * len(values)
+
+
+def is_part_name(name: str) -> bool:
+    """Whether the column has the name of a part that is no prompt or answer, such as `context`."""
+    return any(name.strip().lower() in PART_ALIASES[part] for part in PART_QUESTIONS)
+
+
+def repeats_used_text(sample: Sequence[Record], mapping: ColumnMapping, name: str) -> bool:
+    """Whether the column repeats what the row trains on anyway, as Alpaca's `text` does: in every
+    row it is one of the texts that are used, or holds all of them.
+    """
+    for record in sample:
+        value = record.get(name)
+        if is_missing(value):
+            continue
+        texts = [text for column in mapping.columns.values() for text in list_texts(record, column)]
+        is_repeated = isinstance(value, str) and (
+            value in texts or (len(texts) > 1 and all(text in value for text in texts))
+        )
+        if not is_repeated:
+            return False
+    return True
+
+
+def list_texts(record: Record, column: str) -> list[str]:
+    """The texts of a column, or the contents of its messages."""
+    value = parse_turns(record.get(column))
+    turns = value if isinstance(value, list) else [value]
+    texts = (
+        next((turn[key] for key in CONTENT_KEYS if turn.get(key)), "")
+        if isinstance(turn, Mapping)
+        else turn
+        for turn in turns
+    )
+    return [text for text in texts if isinstance(text, str) and text.strip()]
 
 
 def is_row_index(values: Sequence[Any]) -> bool:

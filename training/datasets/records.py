@@ -374,7 +374,6 @@ def cast_batch(batch: Any) -> Any:
 
 
 def cast_column(column: Any) -> Any:
-    """Lists and structs are cast by their parts, which keeps nulls and offsets."""
     import pyarrow
 
     types, kind = pyarrow.types, column.type
@@ -389,15 +388,25 @@ def cast_column(column: Any) -> Any:
             for number in column.to_pylist()
         ]
         return pyarrow.array(numbers, pyarrow.float64())
-    if (types.is_list(kind) or types.is_large_list(kind)) and has_cast_type(kind):
-        build = pyarrow.ListArray if types.is_list(kind) else pyarrow.LargeListArray
-        values = cast_column(column.values)
-        return build.from_arrays(column.offsets, values, mask=column.is_null())
-    if types.is_struct(kind) and has_cast_type(kind):
+    return cast_nested(column) if has_cast_type(kind) else column
+
+
+def cast_nested(column: Any) -> Any:
+    """A list, map or struct, cast by its parts, which keeps nulls and offsets."""
+    import pyarrow
+
+    types, kind = pyarrow.types, column.type
+    if types.is_fixed_size_list(kind):
+        return cast_column(column.cast(pyarrow.list_(kind.value_type)))
+    if types.is_map(kind):
+        items = cast_column(column.items)
+        return pyarrow.MapArray.from_arrays(column.offsets, column.keys, items)
+    if types.is_struct(kind):
         parts = [cast_column(part) for part in column.flatten()]
         names = [kind.field(index).name for index in range(kind.num_fields)]
         return pyarrow.StructArray.from_arrays(parts, names, mask=column.is_null())
-    return column
+    build = pyarrow.ListArray if types.is_list(kind) else pyarrow.LargeListArray
+    return build.from_arrays(column.offsets, cast_column(column.values), mask=column.is_null())
 
 
 def has_cast_type(kind: Any) -> bool:
@@ -407,8 +416,10 @@ def has_cast_type(kind: Any) -> bool:
     types = pyarrow.types
     if types.is_struct(kind):
         return any(has_cast_type(kind.field(index).type) for index in range(kind.num_fields))
-    if types.is_list(kind) or types.is_large_list(kind):
+    if types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind):
         return has_cast_type(kind.value_type)
+    if types.is_map(kind):
+        return has_cast_type(kind.item_type)
     return bool(types.is_temporal(kind) or types.is_float16(kind) or types.is_float32(kind))
 
 

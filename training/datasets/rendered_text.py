@@ -5,6 +5,8 @@ turns the text back into messages, so that the model's own template can render t
 from __future__ import annotations
 
 import re
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -79,6 +81,12 @@ ENDINGS = re.compile(
     r"(?:\s|<\|(?:end_of_text|endoftext|eot_id|eot|im_end|end|return)\|>|</s>|<eos>|<end_of_turn>"
     r"|<\uff5cend\u2581of\u2581sentence\uff5c>|<\|END_OF_TURN_TOKEN\|>)*"
 )
+# What templates write before the system message; they would write it again
+DEFAULT_HEADERS = re.compile(
+    r"\A\s*(?:(?:Environment: ipython\n)?Cutting Knowledge Date: [^\n]*\nToday Date: [^\n]*\n*"
+    r"|## Metadata\n.*?## Custom Instructions\n*)",
+    re.DOTALL,
+)
 SYSTEM_BLOCK = re.compile(r"\s*<<SYS>>\n?(.*?)\n?<</SYS>>\s*", re.DOTALL)
 # Texts that a tokenizer may read as special tokens
 SPECIAL_TOKENS = re.compile(
@@ -86,11 +94,29 @@ SPECIAL_TOKENS = re.compile(
     r"|<(?:bos|eos|pad|unk)>|\[/?INST\]|<\|turn>|<turn\|>"
 )
 
-# Headings of speakers or parts in texts that no chat template wrote: Guanaco's, Vicuna's, Alpaca's
-HEADINGS = re.compile(
-    r"(?:\A|\s|###\s*)(?:USER|ASSISTANT|Human|Assistant|AI|Bot|User|Instruction|Response|Question"
-    r"|Answer)(?: \(\w+\))?:(?=\s)"
+# Headings of speakers in texts that no chat template wrote: Guanaco's, Vicuna's, Alpaca's
+SPEAKER_HEADINGS = re.compile(
+    r"(?:(?<=\s)|(?<=###)|\A)(USER|ASSISTANT|Human|Assistant|User|Instruction|Response)"
+    r"(?: \(\w+\))?:(?=\s)"
 )
+LINE_HEADINGS = re.compile(r"^[<\[*#]*\s?([A-Za-z]\w{0,20})[>\]*]*:", re.MULTILINE)
+CODE_WORDS = frozenset(("else", "try", "finally", "except", "default", "http", "https"))
+
+
+def find_headings(texts: Sequence[str]) -> list[str]:
+    """Two or more headings that the texts have in common, as dialogues and questions with answers
+    do; an empty list if there are none. A turn may be a text of its own.
+    """
+    speakers = {name for text in texts for name in SPEAKER_HEADINGS.findall(text)}
+    if len(speakers) > 1:
+        return sorted(speakers)
+    counts = Counter(name for text in texts for name in set(LINE_HEADINGS.findall(text)))
+    common = sorted(
+        name
+        for name, count in counts.items()
+        if 2 * count >= len(texts) and name.lower() not in CODE_WORDS
+    )
+    return common if len(common) > 1 else []
 
 
 def find_template(text: str) -> RenderedTemplate | None:
@@ -147,6 +173,10 @@ def parse_rendered_text(text: str, field: str) -> list[dict[str, Any]]:
             content = content[system.end() :]
         if mark := TOOL_MARKS.search(content):
             raise BadRow(f"`{field}` holds {mark[0]}, which cannot be read back into messages")
+        if role == "system" and not messages:
+            content = DEFAULT_HEADERS.sub("", content)
+            if not content.strip():
+                continue
         messages.append({"role": role, "content": content})
     if messages[-1]["role"] == "assistant" and not messages[-1]["content"].strip():
         messages.pop()  # a generation prompt

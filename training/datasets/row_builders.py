@@ -63,7 +63,10 @@ def build_with_system(
     system message among the messages comes first; then the column is not used.
     """
     system_column = columns.get("system", "")
-    value = join_text_parts(record.get(system_column)) if system_column else None
+    value = record.get(system_column) if system_column else None
+    if isinstance(value, Mapping) and isinstance(value.get("parts"), list):  # Gemini's
+        value = value["parts"]
+    value = join_text_parts(value)
     system = "" if value is None else check_text(value, system_column)
     unused: list[str] = []
     if system.strip() and isinstance(messages, list):
@@ -164,12 +167,16 @@ def find_choice(
 
 
 def parse_messages(record: Record, column: str) -> list[Message] | None:
-    """The column's list of messages, or None if it holds something else."""
-    value = parse_turns(record.get(column)) if column else None
-    if isinstance(value, Mapping) and is_message(value):
+    """The column's list of messages, or None if it holds something else. JSON in a text may be
+    anything, so there it is a list of messages only if all roles are known.
+    """
+    raw = record.get(column) if column else None
+    value = parse_turns(raw)
+    if isinstance(value, Mapping) and is_message(value) and not isinstance(raw, str):
         value = [value]
     if isinstance(value, list) and value and all(is_message(item) for item in value):
-        return value
+        is_known = all(map(get_role, value)) or not isinstance(raw, str)
+        return value if is_known else None
     return None
 
 

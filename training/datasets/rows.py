@@ -43,7 +43,7 @@ ROLE_ALIASES = {
     "bard": "assistant",
 }
 CALL_ROLES = ("function_call", "tool_call")  # ShareGPT's turn with one call or a list of calls
-ROLE_KEYS, CONTENT_KEYS = ("role", "from"), ("content", "value", "text")
+ROLE_KEYS, CONTENT_KEYS = ("role", "from"), ("content", "value", "text", "parts")
 # Keys that say whether a message is trained: OpenAI's, Axolotl's and LLaMA-Factory's
 WEIGHT_KEYS = ("weight", "train", "training", "trainable", "train_on_turn", "loss")
 REASONING_KEYS = ("reasoning_content", "thinking", "reasoning")

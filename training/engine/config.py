@@ -21,6 +21,9 @@ from training.engine.settings import (
 )
 from training.errors import ConfigError
 
+# Settings that say which rows of the data are used
+ROW_SETTINGS = ("skip_invalid_rows", "excluded_rows", "excluded_eval_rows")
+
 
 def check_row_numbers(text: str, name: str) -> None:
     """Raises ConfigError: the setting is not a list of row numbers, or is too long."""
@@ -252,7 +255,7 @@ class RunConfig(MethodSettings):
                     f"{f.name} is {value!r}, but must be one of {', '.join(choices)}.",
                     field=f.name,
                 )
-        for name in ("excluded_rows", "excluded_eval_rows"):
+        for name in ROW_SETTINGS[1:]:
             check_row_numbers(getattr(self, name), name)
         self.check_inapplicable_settings()
         check_method_settings(self)

@@ -262,6 +262,22 @@ def find_turn_span(tokenizer: Any, row: Row, text: str, index: int) -> tuple[int
     return len(prompt), len(answered.rstrip())
 
 
+def check_reasoning_key(tokenizer: Any, row: Row) -> None:
+    """Check that the template reads the reasoning of messages, if the row has any. It may leave out
+    that of earlier turns, as Qwen 3's does.
+
+    Raises:
+        DataError: the template has no place for reasoning.
+    """
+    for index, message in enumerate(row["messages"]):
+        if message.get("reasoning_content") and not find_reasoning_key(tokenizer):
+            raise DataError(
+                f"The model's chat template has no place for the reasoning of message {index + 1}. "
+                "Use a model whose template supports reasoning, or remove the reasoning.",
+                code="template_without_reasoning",
+            )
+
+
 def check_reasoning(message: Message, rendered: str, index: int) -> None:
     """Check that the rendered turn has the message's reasoning.
 
@@ -296,13 +312,21 @@ def encode_row(
             truncated_tokens=max(0, len(ids) - max_length),
         )
     row = escape_special_tokens(tokenizer, row)
+    check_reasoning_key(tokenizer, row)
     if train_on_prompt:
         text, spans = render_messages(tokenizer, row), [(0, 2**62)]
         if ends_with_answer(row):
             check_reasoning(row["messages"][-1], text, len(row["messages"]) - 1)
     else:
         text, spans = find_assistant_spans(tokenizer, row)
-    check_template_keeps_row(row, text, partial(render_messages, tokenizer))
+    answers = [i for i, message in enumerate(row["messages"]) if is_trained(message)]
+    check_template_keeps_row(
+        row,
+        text,
+        partial(render_messages, tokenizer),
+        # Templates cut the reasoning out of earlier answers, which then have no span to train
+        answers=answers[-1:] if train_on_prompt else answers,
+    )
     token_ids, token_starts = tokenize_rendered(tokenizer, text)
     ids, starts = np.asarray(token_ids, dtype=np.int64), np.asarray(token_starts, dtype=np.int64)
     is_in_span = np.zeros(len(ids), dtype=bool)

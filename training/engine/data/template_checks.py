@@ -8,7 +8,8 @@ if nothing changes, the template drops it.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
+from functools import partial
 from typing import Any
 
 from training.engine.data.errors import DataError
@@ -17,8 +18,11 @@ Render = Callable[[dict[str, Any]], str]
 CHANGE = "-changed"  # appended to a value to see whether the template uses it
 
 
-def check_template_keeps_row(row: dict[str, Any], text: str, render: Render) -> None:
-    """`text` is the rendered row.
+def check_template_keeps_row(
+    row: dict[str, Any], text: str, render: Render, *, answers: Collection[int] = ()
+) -> None:
+    """`text` is the rendered row. The messages with the indices `answers` are trained, so they are
+    kept from their first character, which may be the tag of reasoning.
 
     Raises:
         DataError: the template drops a message, a tool call, its arguments, or the tools.
@@ -30,26 +34,29 @@ def check_template_keeps_row(row: dict[str, Any], text: str, render: Render) -> 
         except DataError:  # so the template does read the value
             return False
 
+    def is_change_dropped(index: int, **changes: Any) -> bool:
+        changed = [*messages]
+        changed[index] = messages[index] | changes
+        return is_dropped(messages=changed)
+
     messages = row["messages"]
     marked = render_marked(row, render) if any(map(is_often_dropped, messages)) else ""
     for index, message in enumerate(messages):
-
-        def is_change_dropped(
-            index: int = index, message: dict[str, Any] = message, **changes: Any
-        ) -> bool:
-            changed = [*messages]
-            changed[index] = message | changes
-            return is_dropped(messages=changed)
-
-        check_calls(message, index, (text, marked), is_change_dropped)
+        is_dropped_here = partial(is_change_dropped, index)
+        check_calls(message, index, (text, marked), is_dropped_here)
         content = message.get("content") or ""
-        is_found = content.strip() in text and not is_often_dropped(message)
-        is_found |= make_mark(index) in marked
-        if content.strip() and not is_found and is_change_dropped(content=content + CHANGE):
+        if not content.strip():
+            continue
+        is_in_text = content.strip() in text
+        is_kept = make_mark(index) in marked or (is_in_text and not is_often_dropped(message))
+        is_trained_in_part = index in answers and not is_in_text
+        if (not is_kept and is_dropped_here(content=content + CHANGE)) or (
+            is_trained_in_part and is_dropped_here(content=CHANGE + content)
+        ):
             raise DataError(
                 f"The model's chat template drops the content of message {index + 1} "
-                f"({message['role']}). Use a model whose template supports it, or move the text "
-                "into another message.",
+                f"({message['role']}) or its beginning. Use a model whose template supports it, or "
+                "move the text into another message.",
                 field="messages",
                 code="template_drops_message",
             )

@@ -12,7 +12,7 @@ from training.catalog.models import BaseModel
 from training.datasets.models import DatasetVersion
 from training.engine.config import RunConfig
 from training.engine.methods import METHODS
-from training.engine.row_numbers import format_row_numbers
+from training.engine.row_numbers import format_row_numbers, parse_row_numbers
 from training.errors import UserError
 from training.formatting import format_percent
 from training.runs.forecast.batch_shapes import count_steps
@@ -63,12 +63,16 @@ def forecast_run(
 
 
 def check_data_fits_model(
-    lengths: TokenLengths | None, *, skip_invalid_rows: bool, split: str = "training"
+    lengths: TokenLengths | None,
+    *,
+    skip_invalid_rows: bool,
+    split: str = "training",
+    first_rows: int = 2**31,
 ) -> None:
-    """Raises UserError: the model's chat template rejects a row of the split, or with
-    `skip_invalid_rows` all of them.
+    """Raises UserError: the model's chat template rejects one of the first rows of the split, or
+    with `skip_invalid_rows` all of them.
     """
-    if lengths is None or not lengths.fault:
+    if lengths is None or not any(n <= first_rows for n in lengths.invalid_numbers):
         return
     is_partly_valid = lengths.invalid_rows < lengths.measured_rows
     if skip_invalid_rows and is_partly_valid:
@@ -84,8 +88,28 @@ def check_data_fits_model(
         f"{lengths.measured_rows:,} {split} rows are invalid for it. The first is "
         f"{lengths.fault}{remedy}",
         field="data",
-        code="data_unfit",
+        code="rows_unfit" if is_partly_valid else "data_unfit",
     )
+
+
+def check_excluded_rows(config: RunConfig, version: DatasetVersion) -> None:
+    """Raises UserError: `excluded_rows` or `excluded_eval_rows` names rows that the data does not
+    have, or leaves none to train on.
+    """
+    for field, rows in (
+        ("excluded_rows", version.train_rows),
+        ("excluded_eval_rows", version.eval_rows),
+    ):
+        ranges = parse_row_numbers(getattr(config, field))
+        last = ranges[-1].stop - 1 if ranges else 0
+        if last > rows:
+            raise UserError(
+                f"{field} names row {last:,}, but {version} has {rows:,} such rows. Was it made "
+                "for other data?",
+                field=field,
+            )
+        if field == "excluded_rows" and rows and sum(map(len, ranges)) >= rows:
+            raise UserError(f"{field} leaves no row to train on.", field=field)
 
 
 def format_first_numbers(numbers: Sequence[int]) -> str:

@@ -37,7 +37,6 @@ LENGTH_CHOICES = (128, 256, 512, 1024, 2048, 4096, 8192)  # of the data page
 TIMEOUT_SECONDS = 150
 RETRY_AFTER_SECONDS = 600
 HISTOGRAM_BINS = 40
-NO_TRAINED_TOKEN = 2**31 - 1  # "first trained token" of a row that has none
 TOKENIZER_FILES = (
     "tokenizer.json",
     "tokenizer.model",
@@ -81,7 +80,7 @@ class TokenLengths:
         return f"row {number}: {self.faults.get(number, 'see the data page')}"
 
     def exclude_rows(self, excluded_rows: str) -> TokenLengths:
-        """The lengths without the tokens of the rows that the setting `excluded_rows` names."""
+        """The lengths without the rows that the setting `excluded_rows` names."""
         excluded = set(list_row_numbers(excluded_rows, self.rows))
         if not excluded:
             return self
@@ -91,12 +90,13 @@ class TokenLengths:
         )
         return replace(
             self,
-            total=self.total * kept,
-            trained=self.trained * kept,
-            first_trained=np.where(kept, self.first_trained, NO_TRAINED_TOKEN),
+            total=self.total[kept],
+            trained=self.trained[kept],
+            first_trained=self.first_trained[kept],
             trained_by_length={
-                length: trained * kept for length, trained in self.trained_by_length.items()
+                length: trained[kept] for length, trained in self.trained_by_length.items()
             },
+            rows=self.rows - len(excluded),
             invalid_numbers=tuple(n for n in self.invalid_numbers if n not in excluded),
         )
 

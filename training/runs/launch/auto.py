@@ -15,14 +15,14 @@ from training.auto.plan_types import GOALS, Plan, PlanInputs
 from training.catalog.metadata import list_linear_layers
 from training.catalog.models import BaseModel
 from training.datasets.models import DatasetVersion
-from training.engine.config import RunConfig, check_row_numbers
+from training.engine.config import ROW_SETTINGS, RunConfig
 from training.engine.memory_estimator import MemoryEstimator
 from training.errors import UserError
 from training.runs.forecast import token_lengths
 from training.runs.forecast.batch_shapes import count_steps
 from training.runs.forecast.memory import forecast_memory, get_fixed_overhead
 from training.runs.forecast.memory_estimators import get_cached_estimator, get_estimator
-from training.runs.forecast.summary import check_data_fits_model
+from training.runs.forecast.summary import check_data_fits_model, check_excluded_rows
 from training.runs.forecast.target_device import TargetDevice
 from training.runs.forecast.token_lengths import TokenLengths, count_trained_within
 from training.runs.launch.services import check_model_ready
@@ -83,10 +83,10 @@ def make_run_plan(
         if cached is None:
             raise PlanPending("lengths")
         lengths = cached
-    excluded_rows = str(auto.locked.get("excluded_rows", ""))
-    check_row_numbers(excluded_rows, "excluded_rows")
-    lengths = lengths.exclude_rows(excluded_rows)
-    check_data_fits_model(lengths, skip_invalid_rows=auto.locked.get("skip_invalid_rows") is True)
+    config = RunConfig.from_dict({n: v for n, v in auto.locked.items() if n in ROW_SETTINGS})
+    check_excluded_rows(config, data)
+    lengths = lengths.exclude_rows(config.excluded_rows)
+    check_data_fits_model(lengths, skip_invalid_rows=config.skip_invalid_rows)
     if not lengths.measured_rows:
         raise UserError("The data has no rows to train on.", field="data")
     inputs = build_plan_inputs(
@@ -142,7 +142,7 @@ def build_plan_inputs(
         parameters_per_rank=sum(
             rows + columns for _, (rows, columns) in list_linear_layers(model.folder)
         ),
-        rows=data.train_rows,
+        rows=lengths.rows,
         eval_rows=data.eval_rows,
         lengths=lengths.total,
         trained_lengths=count_trained_within(lengths, 2**30),

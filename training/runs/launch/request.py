@@ -28,6 +28,7 @@ from training.runs.forecast.memory import get_cached_forecast
 from training.runs.forecast.memory_options import suggest_fitting_change
 from training.runs.forecast.summary import (
     check_data_fits_model,
+    check_excluded_rows,
     check_trained_tokens,
     collect_warnings,
     forecast_run,
@@ -227,9 +228,13 @@ def collect_trainable_members(
 
     def check_member(member: Member) -> Member:
         config = member.config
+        check_excluded_rows(config, request.data)
         used = lengths[config.train_on_prompt].exclude_rows(config)
         check_data_fits_model(
-            used.held_out, skip_invalid_rows=config.skip_invalid_rows, split="held-out"
+            used.held_out,
+            skip_invalid_rows=config.skip_invalid_rows,
+            split="held-out",
+            first_rows=config.eval_rows,
         )
         check_data_fits_model(used.train, skip_invalid_rows=config.skip_invalid_rows)
         check_trained_tokens(used.train, config)
