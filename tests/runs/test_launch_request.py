@@ -19,6 +19,7 @@ from training.errors import ConfigError, Conflict, UserError
 from training.gpus import devices
 from training.gpus.models import PersonalQuota, Pool
 from training.runs.forecast.memory_estimators import CannotEstimate
+from training.runs.forecast.token_lengths import get_lengths
 from training.runs.launch.auto import AutoRequest
 from training.runs.launch.request import LaunchRequest, launch_runs, preview_launch
 from training.runs.launch.services import WarningsNotAccepted
@@ -339,10 +340,10 @@ def test_auto_plans_without_the_rows_that_are_left_out(
 def test_auto_offers_to_leave_out_invalid_rows(
     as_alice, strict_model, device, preview_here, no_queue, words_data
 ):
+    get_lengths(words_data, strict_model)
     form = {"mode": "auto", "model": strict_model.pk, "data": words_data.pk}
-    as_alice.post("/runs/new/memory", form)
-    page = as_alice.post("/runs/new/settings", form).content.decode()
-    assert "Leave these rows out" in page
+    summary = as_alice.post("/runs/new/summary", form).content.decode()
+    assert 'id="plan"' in summary and 'value="skip_invalid_rows"' in summary
 
 
 def test_plain_text_with_control_tokens_is_reported_before_a_run(

@@ -27,11 +27,13 @@ def show_summary(request: AuthenticatedRequest) -> HttpResponse:
     out-of-band swap.
     """
     launch_input = read_launch_form(request)
-    values = {
-        **build_summary_context(launch_input),
+    values = build_summary_context(launch_input)
+    problem = values.get("problem")
+    values |= {
         "auto": launch_input.is_auto,
         "plan_state": launch_input.plan_state,
-        "is_partial": True,
+        # A wrong value stays in its row of the plan
+        "shows_plan": launch_input.is_auto and (not problem or problem.field in ("data", "model")),
     }
     return render(request, "runs/_summary.html", values)
 
