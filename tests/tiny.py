@@ -1,6 +1,7 @@
 """A small real model (Llama with 2 layers), a byte-level BPE tokenizer, and data about lamps."""
 
 import json
+import shutil
 from pathlib import Path
 
 TEMPLATE = (
@@ -88,6 +89,15 @@ def make_model(folder: Path, *, template=TEMPLATE, hidden=32, layers=2, is_tied=
     )
     LlamaForCausalLM(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+    return folder
+
+
+def copy_with_panicking_tokenizer(model: Path, folder: Path) -> Path:
+    """A copy of a model whose tokenizer panics in Rust when it is loaded."""
+    shutil.copytree(model, folder)
+    path = folder / "tokenizer.json"
+    normalizer = {"type": "Precompiled", "precompiled_charsmap": "AAAA"}
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"normalizer": normalizer}))
     return folder
 
 

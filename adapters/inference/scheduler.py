@@ -29,7 +29,7 @@ from adapters.inference.text import (
 )
 from adapters.inference.types import AdapterRef, BaseRef, GenerationRequest, StreamEvent
 from training.engine.data.errors import DataError
-from training.errors import UserError
+from training.errors import LibraryPanic, UserError, convert_panics
 
 MAX_ACTIVE_SEQUENCES = 16
 # After this time without a request all models are unloaded, to leave the memory to training.
@@ -108,8 +108,9 @@ class BatchScheduler:
     ) -> StreamEvent | None:
         """Like `_process_logits`, but an invalid row ends that row only; the others continue."""
         try:
-            return self._process_logits(loaded_model, sequence, logits)
-        except InvalidRequest as error:
+            with convert_panics():
+                return self._process_logits(loaded_model, sequence, logits)
+        except (InvalidRequest, LibraryPanic) as error:
             return build_error_event(error)
 
     def _finish_sequences(
@@ -141,7 +142,9 @@ class BatchScheduler:
                     return
             request = self.waiting[0]
             try:
-                if not self._admit_request(request):
+                with convert_panics():
+                    is_admitted = self._admit_request(request)
+                if not is_admitted:
                     return  # smaller requests may not overtake it, or it could wait forever
             except Exception as error:  # noqa: BLE001 reported to the client
                 exit_if_device_lost(error)

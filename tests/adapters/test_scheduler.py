@@ -124,6 +124,38 @@ def test_a_full_queue_rejects_requests_until_one_is_finished(scheduler, tiny_mod
     scheduler.request_queue.submit_request(make_request(tiny_model))
 
 
+def test_a_tokenizer_that_panics_ends_only_its_own_requests(scheduler, tiny_model, tmp_path):
+    broken = tiny.copy_with_panicking_tokenizer(tiny_model, tmp_path / "broken")
+    for base, is_answered in ((broken, False), (tiny_model, True), (broken, False)):
+        request = make_request(base)
+        scheduler.request_queue.submit_request(request)
+        last = read_stream(request)[1]
+        assert ("done" in last) is is_answered
+        assert is_answered or (last["fault"], last["code"]) == ("client", "library_panic")
+
+
+def test_a_tokenizer_that_panics_on_one_answer_ends_only_that_request(
+    scheduler, tiny_model, monkeypatch
+):
+    class PanicException(BaseException):
+        """As PyO3's own, which cannot be imported."""
+
+    original = scheduler_module.send_text
+
+    def send_text(loaded, sequence, *, is_final):
+        if sequence.request.seed == 13 and len(sequence.ids) > 2:
+            raise PanicException("byte index 1 is not a char boundary")
+        return original(loaded, sequence, is_final=is_final)
+
+    monkeypatch.setattr(scheduler_module, "send_text", send_text)
+    requests = [make_request(tiny_model, seed=seed) for seed in (1, 13, 2)]
+    for request in requests:
+        scheduler.request_queue.submit_request(request)
+    results = [read_stream(request)[1] for request in requests]
+    assert ["done" in result for result in results] == [True, False, True]
+    assert results[1]["code"] == "library_panic"
+
+
 def test_a_cancelled_request_frees_its_slot(scheduler, tiny_model):
     request = make_request(tiny_model)
     request.cancelled.set()

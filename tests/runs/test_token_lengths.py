@@ -305,6 +305,18 @@ def test_a_run_starts_each_time_that_its_data_cannot_be_measured(
     assert [run.state for run in launched] == ["queued", "queued"]
 
 
+@pytest.mark.own_process
+def test_a_model_whose_tokenizer_panics_is_refused_at_launch(
+    alice, data, base_model, no_queue, tmp_path, tiny_model
+):
+    folder = tiny.copy_with_panicking_tokenizer(tiny_model, tmp_path / "model")
+    base_model.location = str(folder)
+    base_model.save()
+    for _ in range(2):
+        with raises_user_error(code="library_panic", field="model"):
+            launch_run(alice, base_model=base_model, data=data, settings=tiny.SETTINGS)
+
+
 def test_a_viewer_is_refused_before_anything_is_measured(
     people, data, base_model, no_queue, monkeypatch
 ):

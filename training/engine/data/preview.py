@@ -28,7 +28,7 @@ from training.engine.data.conversations import (
     load_tokenizer,
 )
 from training.engine.data.errors import DataError
-from training.errors import UserError
+from training.errors import UserError, convert_panics, find_storage_error
 
 MAX_MEMORY_BYTES = 6 * 2**30  # address space
 MAX_CPU_SECONDS = {"preview": 20, "measure": 120}
@@ -145,18 +145,23 @@ def measure_lengths(tokenizer: Any, request: dict[str, Any]) -> dict[str, Any]:
 
 def handle_request(request: dict[str, Any]) -> dict[str, Any]:
     try:
-        tokenizer = load_tokenizer(Path(request["model"]))
-        template = {"template": ensure_chat_template(tokenizer)}
-        if "rows" in request:
-            return template | {"rows": preview_rows(tokenizer, request)}
-        return template | measure_lengths(tokenizer, request)
+        with convert_panics():
+            tokenizer = load_tokenizer(Path(request["model"]))
+            template = {"template": ensure_chat_template(tokenizer)}
+            if "rows" in request:
+                return template | {"rows": preview_rows(tokenizer, request)}
+            return template | measure_lengths(tokenizer, request)
     except UserError as error:
-        return {"error": error.message}
+        return {"error": error.message, "code": error.code}
     # A broken tokenizer or template becomes an error message on the page
     except Exception as error:  # noqa: BLE001
+        storage_error = find_storage_error(error)
+        if storage_error:
+            return {"error": storage_error.message, "code": storage_error.code}
         return {
+            "code": "tokenizer_failed",
             "error": f"The model's tokenizer failed on these rows ({type(error).__name__}: "
-            f"{str(error)[:200]})."
+            f"{str(error)[:200]}).",
         }
 
 

@@ -147,7 +147,7 @@ def run_preview(request: dict[str, Any]) -> dict[str, Any]:
         )
     response: dict[str, Any] = json.loads(completed.stdout)
     if "error" in response:
-        raise UserError(response["error"], field="model")
+        raise UserError(response["error"], field="model", code=response["code"])
     return response
 
 
