@@ -53,7 +53,7 @@ def test_a_reader_gets_only_complete_lines_and_continues_at_its_offset(tmp_path)
     journal = Journal(tmp_path)
     journal.write_event("phase", name="a")
     with journal.path.open("ab") as file:
-        file.write(b'{"seq": 2, "kind": "phase"')
+        file.write(b'{"seq": 2, "time": 1, "kind": "phase"')
     read = list(read_events(journal.path))
     assert [event["seq"] for event, _ in read] == [1]
     with journal.path.open("ab") as file:

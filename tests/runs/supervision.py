@@ -27,3 +27,10 @@ def wait_until(is_ready, seconds=120):  # an engine imports for 10 s on a quiet 
     while not is_ready():
         assert time.monotonic() < end, "it did not happen in time"
         time.sleep(0.05)
+
+
+def add_checkpoint(run):
+    """A complete checkpoint, as far as pages and supervisors look into it."""
+    folder = run.folder / "checkpoints" / "step-00000004"
+    folder.mkdir(parents=True)
+    (folder / "manifest.json").touch()

@@ -7,8 +7,9 @@ import pytest
 from training.engine.outcome import EXIT_CODES, Outcome
 from training.runs.worker.exits import EngineExit, ExitAction, StopReason, classify_exit
 
-PREEMPTED, BUSY, DISK_FULL = (
-    EXIT_CODES[outcome] for outcome in (Outcome.PREEMPTED, Outcome.BUSY, Outcome.DISK_FULL)
+PREEMPTED, BUSY, DISK_FULL, CONFIG_ERROR = (
+    EXIT_CODES[outcome]
+    for outcome in (Outcome.PREEMPTED, Outcome.BUSY, Outcome.DISK_FULL, Outcome.CONFIG_ERROR)
 )
 
 
@@ -34,6 +35,8 @@ def classify(*reasons, has_result=False, has_checkpoint=True, exited_cleanly=Fal
         (["SIGTERM"], {"code": -signal.SIGTERM}, ExitAction.PAUSED_EARLY),
         ([], {"code": -signal.SIGTERM}, ExitAction.CRASHED),
         ([], {"code": BUSY}, ExitAction.FOLDER_BUSY),
+        ([], {"code": CONFIG_ERROR}, ExitAction.NO_CONFIG),
+        ([], {"code": CONFIG_ERROR, "has_result": True}, ExitAction.RESULT),
         ([], {"code": None}, ExitAction.CRASHED),
         (["STOP", "EVICTION"], {"code": DISK_FULL}, ExitAction.DISK_FULL),
         (["STOP"], {"code": DISK_FULL, "has_checkpoint": False}, ExitAction.STOPPED_EMPTY),

@@ -7,11 +7,12 @@ import json
 import pytest
 
 from tests.runs.journals import Journal, step_event
+from training.engine.events import BrokenJournal
 from training.runs.launch.yaml_file import to_yaml
 from training.runs.live.messages import build_snapshot, event_to_json, read_events_after
 from training.runs.metrics.chunks import CHUNK_SIZE
 from training.runs.models import CurveChunk, Event, Run
-from training.runs.worker.ingest import BrokenJournal, store_events
+from training.runs.worker.ingest import store_events
 from training.runs.worker.lease import LeaseLost, claim_run
 
 pytestmark = pytest.mark.django_db
@@ -72,6 +73,22 @@ def test_a_missing_or_repeated_event_number_stores_nothing(leased_run, journal):
     assert Event.objects.filter(run=run).count() == 1
     store_events(lease, run, lines[1:], 20)
     assert Run.objects.get(pk=run.pk).last_seq == 2
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"loss": None}, {"loss": "x"}, {"seconds": []}, {"step": 2**80}, {"step": {}}],
+    ids=str,
+)
+def test_an_event_with_a_wrong_field_is_a_broken_journal_and_stores_nothing(
+    leased_run, journal, change
+):
+    lease, run = leased_run
+    lines = journal.lines(step_event(1), step_event(2))
+    with pytest.raises(BrokenJournal, match="damaged"):
+        store_events(lease, run, [lines[0], lines[1] | change], 20)
+    assert Event.objects.filter(run=run).count() == run.last_seq == 0
+    store_events(lease, run, lines, 20)
 
 
 def test_a_worker_without_the_lease_stores_nothing(leased_run, journal):

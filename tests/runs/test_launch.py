@@ -7,6 +7,7 @@ import pytest
 
 from tests import tiny
 from tests.launching import launch_run
+from tests.runs.supervision import add_checkpoint
 from tests.user_errors import raises_user_error
 from training.engine.config import RunConfig
 from training.errors import ConfigError, Conflict
@@ -84,7 +85,7 @@ def test_a_queued_run_stops_immediately(run):
 
 
 def test_stopping_a_queued_run_keeps_or_discards_its_checkpoint(run):
-    (run.folder / "checkpoints").mkdir()
+    add_checkpoint(run)
     assert stop_run(run, discard=False).state == State.STOPPED
     assert (run.folder / "checkpoints").exists()
     continue_run(run.owner, run)

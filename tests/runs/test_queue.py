@@ -13,6 +13,7 @@ from django.utils import timezone
 from tests import tiny
 from tests.launching import launch_run
 from tests.runs.fake_engine import FakeEngine
+from tests.runs.supervision import add_checkpoint
 from tests.user_errors import assert_mentions, raises_user_error
 from training.errors import Conflict, NotAllowed
 from training.gpus import allocations, quotas
@@ -315,7 +316,7 @@ def test_a_stop_request_during_an_eviction_stops_the_run(run, make_run):
         requested_action=RequestedAction.STOP, state=State.STOPPING, step=5, last_seq=1
     )
     Event.objects.create(run=run, seq=1, kind="end", time=1.0, fields={"outcome": "preempted"})
-    (run.folder / "checkpoints").mkdir()
+    add_checkpoint(run)
     supervisor.handle_exit()
     run.refresh_from_db()
     assert run.state == State.STOPPED

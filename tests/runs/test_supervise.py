@@ -9,11 +9,14 @@ import time
 from pathlib import Path
 
 import pytest
+from django.db import OperationalError
 
 from adapters.models import AdapterVersion
 from tests.runs.fake_engine import FakeEngine
-from tests.runs.supervision import start_supervisor, wait_until
+from tests.runs.supervision import add_checkpoint, start_supervisor, wait_until
+from tests.user_errors import assert_mentions
 from training.engine.outcome import EXIT_CODES, Outcome, Result
+from training.gpus.models import Allocation
 from training.runs.actions import stop_run
 from training.runs.models import Event, Run
 from training.runs.states import RequestedAction, State
@@ -117,6 +120,17 @@ def test_a_run_paused_during_trials_does_not_mention_a_checkpoint(run):
     assert run.message.startswith("Paused during its trials")
 
 
+@pytest.mark.django_db
+@pytest.mark.parametrize(("has_checkpoint", "fact"), [(True, "with a"), (False, "without a")])
+def test_a_paused_run_says_whether_it_has_a_checkpoint(run, has_checkpoint, fact):
+    (run.folder / "checkpoints").mkdir()
+    if has_checkpoint:
+        add_checkpoint(run)
+    exited_supervisor(run, code=EXIT_CODES[Outcome.PREEMPTED], step=4).handle_exit()
+    run.refresh_from_db()
+    assert_mentions(run.message, "step 4", f"{fact} checkpoint")
+
+
 def test_the_engine_gets_its_allocator_settings_and_its_device(tmp_path):
     process = engine_process.EngineProcess(tmp_path)
     process.start_process({"CUDA_VISIBLE_DEVICES": "GPU-7"})
@@ -178,6 +192,64 @@ def test_an_engine_without_room_for_a_result_is_a_full_disk_and_not_retried(run)
 
 
 @pytest.mark.django_db
+def test_an_engine_that_found_no_settings_is_not_started_again(run):
+    exited_supervisor(run, code=EXIT_CODES[Outcome.CONFIG_ERROR]).handle_exit()
+    run.refresh_from_db()
+    assert (run.state, run.failure) == (State.FAILED, Outcome.CONFIG_ERROR)
+    assert_mentions(run.message, "config.json")
+
+
+@pytest.mark.django_db
+@pytest.mark.parametrize(
+    "line", [b"\0" * 40, b'{"seq": 1, "time": 1, "kind": "step", "step": 1}', b"[]"]
+)
+def test_a_run_with_a_damaged_journal_fails_and_releases_its_device(run, line):
+    run_supervisor = exited_supervisor(run, code=1)
+    run_supervisor.engine = EngineProcess(run.folder)
+    (run.folder / "events.jsonl").write_bytes(line + b"\n")
+    Result(outcome=Outcome.FINISHED).write_file(run.folder)
+    run_supervisor.run()
+    run.refresh_from_db()
+    assert (run.state, run.lease_token, run.last_seq) == (State.FAILED, "", 0)
+    assert_mentions(run.message, "journal", "damaged")
+    assert not Allocation.objects.filter(run_id=run.pk, released_at=None).exists()
+
+
+@pytest.mark.django_db
+@pytest.mark.parametrize(
+    ("text", "fact"),
+    [("database or disk is full", "full"), ("attempt to write a readonly database", "read-only")],
+)
+def test_a_full_disk_of_the_database_ends_the_run_as_a_full_disk(run, monkeypatch, text, fact):
+    def fail(*_args):
+        raise OperationalError(text)
+
+    run_supervisor = exited_supervisor(run, code=1)
+    Result(outcome=Outcome.FINISHED).write_file(run.folder)
+    monkeypatch.setattr(run_supervisor, "ingest_journal", fail)
+    run_supervisor.run()
+    run.refresh_from_db()
+    assert (run.state, run.failure, run.lease_token) == (State.FAILED, Outcome.DISK_FULL, "")
+    assert_mentions(run.message, fact)
+
+
+@pytest.mark.django_db
+def test_a_worker_without_its_database_logs_why_it_stops(run, monkeypatch, caplog):
+    def fail(*_args):
+        raise OperationalError("connection refused")
+
+    exited_supervisor(run, code=1)
+    Run.objects.filter(pk=run.pk).update(state=State.STARTING, lease_expires_at=None)
+    monkeypatch.setattr(supervisor, "claim_run", lambda run_id: Lease(run_id, "x"))
+    monkeypatch.setattr(supervisor, "LEASE_SECONDS", 0)
+    monkeypatch.setattr(RunSupervisor, "start_engine", lambda _self: None)
+    monkeypatch.setattr(RunSupervisor, "ingest_journal", fail)
+    with caplog.at_level("WARNING", "snapml.runs"):
+        supervise_run(run.pk)
+    assert_mentions(caplog.text, "did not respond")
+
+
+@pytest.mark.django_db
 def test_a_run_whose_folder_has_vanished_fails_instead_of_being_supervised_forever(run):
     run_supervisor = exited_supervisor(run, code=None)
     run_supervisor.engine = EngineProcess(run.folder)
@@ -199,7 +271,9 @@ def test_an_adopted_engine_that_exited_cleanly_is_no_crash(run):
 
 
 @pytest.mark.django_db
-def test_a_stop_before_the_first_checkpoint_saves_nothing(run):
+@pytest.mark.parametrize("leftover", [(), ("checkpoints",), ("checkpoints", ".tmp-4-9")])
+def test_a_stop_before_the_first_checkpoint_saves_nothing(run, leftover):
+    run.folder.joinpath(*leftover).mkdir(parents=True, exist_ok=True)
     exited_supervisor(run, code=-9, requested_action=RequestedAction.STOP).handle_exit()
     run.refresh_from_db()
     assert run.state == State.STOPPED
@@ -208,7 +282,7 @@ def test_a_stop_before_the_first_checkpoint_saves_nothing(run):
 
 @pytest.mark.django_db
 def test_a_stop_whose_engine_crashed_is_completed_by_the_next_engine(run):
-    (run.folder / "checkpoints").mkdir()
+    add_checkpoint(run)
     exited_supervisor(run, code=-9, requested_action=RequestedAction.STOP).handle_exit()
     run.refresh_from_db()
     assert (run.state, run.requested_action) == (State.QUEUED, RequestedAction.STOP)

@@ -18,12 +18,12 @@ from typing import TextIO
 
 from training.engine.config import RunConfig
 from training.engine.data.errors import DataError
-from training.engine.events import Journal
+from training.engine.events import BrokenJournal, Journal
 from training.engine.fast_imports import fast_imports
 from training.engine.files import describe_storage_error, write_atomically
 from training.engine.outcome import EXIT_CODES, Outcome, Result, read_result
 from training.engine.stop_requests import StopRequests
-from training.errors import ConfigError
+from training.errors import ConfigError, convert_panics
 
 ATTEMPT_FILE = "attempts"
 
@@ -52,8 +52,13 @@ def run_engine(run_dir: Path) -> Outcome:
     """Train unless the run has a result, and record the outcome. Raises OSError: it cannot be
     recorded.
     """
-    journal = Journal(run_dir)
     result = read_result(run_dir)
+    try:
+        journal = Journal(run_dir)
+    except BrokenJournal as error:
+        result = result or Result(outcome=Outcome.FAULT, message=str(error))
+        result.write_file(run_dir)
+        return result.outcome
     if result is None:
         stop_requests = StopRequests(run_dir)
         stop_requests.install_handlers()
@@ -91,7 +96,8 @@ def run_training(run_dir: Path, journal: Journal, stop_requests: StopRequests) -
     attempt = Attempt(run_dir, journal, number=count_attempt(run_dir))
     try:
         config = RunConfig.from_dict(json.loads((run_dir / "config.json").read_text()))
-        outcome, message = attempt.train_and_export(config, stop_requests)
+        with convert_panics():
+            outcome, message = attempt.train_and_export(config, stop_requests)
     except (ConfigError, json.JSONDecodeError) as error:
         outcome, message = Outcome.CONFIG_ERROR, str(error)
     except DataError as error:
@@ -112,7 +118,12 @@ def run_training(run_dir: Path, journal: Journal, stop_requests: StopRequests) -
 def count_attempt(run_dir: Path) -> int:
     """Count this start: 1 for the first one in this folder, then 2, and so on."""
     path = run_dir / ATTEMPT_FILE
-    number = int(path.read_text()) + 1 if path.exists() else 1
+    try:
+        number = int(path.read_text()) + 1
+    except FileNotFoundError:
+        number = 1
+    except ValueError:  # the file is damaged, so there was a start
+        number = 2
     write_atomically(path, str(number))
     return number
 

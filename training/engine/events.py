@@ -86,9 +86,16 @@ EVENT_KINDS: dict[str, EventKind] = {
 }
 
 
+class BrokenJournal(Exception):
+    """The journal is damaged: a line is no event, or a part of it was lost. No retry helps."""
+
+
 class Journal:
     """Appends events to `events.jsonl`. Opening it removes an incomplete last line that a killed
     engine left.
+
+    Raises:
+        BrokenJournal: the last complete line is no event.
     """
 
     def __init__(self, run_dir: Path) -> None:
@@ -159,8 +166,8 @@ class Journal:
         os.ftruncate(self._file, end)
         if not last_line:
             return 0, ""
-        event = json.loads(last_line)
-        return int(event["seq"]), str(event["kind"])
+        event = parse_event(last_line)
+        return event["seq"], event["kind"]
 
 
 def encode_non_finite(value: Any) -> Any:
@@ -175,6 +182,9 @@ def read_events(
 ) -> Iterator[tuple[dict[str, Any], int]]:
     """Yield the complete lines from a byte offset, each with the offset after it. An incomplete
     last line is left for a later call.
+
+    Raises:
+        BrokenJournal: a line is no event.
     """
     with path.open("rb") as file:
         file.seek(offset)
@@ -183,4 +193,16 @@ def read_events(
             if not line.endswith(b"\n"):
                 return
             offset += len(line)
-            yield json.loads(line), offset
+            yield parse_event(line), offset
+
+
+def parse_event(line: bytes) -> dict[str, Any]:
+    """Raises BrokenJournal: the line is not an event with a number, a kind and a time."""
+    try:
+        event: dict[str, Any] = json.loads(line)
+        kinds = type(event["seq"]), type(event["kind"]), isinstance(event["time"], int | float)
+    except (ValueError, LookupError, TypeError, RecursionError) as error:
+        raise BrokenJournal(f"The journal is damaged: {line[:40]!r} is no event.") from error
+    if kinds != (int, str, True):
+        raise BrokenJournal(f"The journal is damaged: {line[:40]!r} is no event.")
+    return event

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
@@ -68,8 +68,12 @@ class Result:
 
 
 def read_result(run_dir: Path) -> Result | None:
-    path = run_dir / RESULT_FILE
-    if not path.exists():
+    """The result of a run. None if it has none, or a damaged one: then the run resumes and writes
+    another. Fields of other versions of SnapML are ignored.
+    """
+    try:
+        values: dict[str, Any] = json.loads((run_dir / RESULT_FILE).read_text())
+        known = {field.name: values[field.name] for field in fields(Result) if field.name in values}
+        return Result(**known | {"outcome": Outcome(values["outcome"])})
+    except (FileNotFoundError, ValueError, LookupError, TypeError):
         return None
-    values: dict[str, Any] = json.loads(path.read_text())
-    return Result(**{**values, "outcome": Outcome(values["outcome"])})

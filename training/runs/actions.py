@@ -20,6 +20,7 @@ from training.people.permissions import check_changeable
 from training.runs.models import MAX_NAME_LENGTH, MAX_NOTES_LENGTH, MAX_TAGS, Run, Sweep
 from training.runs.notifications import notify_run_ended
 from training.runs.queue import checks
+from training.runs.run_files import list_checkpoint_steps
 from training.runs.signals import run_changed, run_queued
 from training.runs.states import ACTIVE, UNFINISHED, RequestedAction, State, get_source_states
 from training.text_input import check_text
@@ -141,7 +142,7 @@ def cancel_queued_run(run: Run, *, discard: bool) -> bool:
     """End a run that has no engine; returns whether it did. A worker may claim the run at the same
     time, so the UPDATE checks its state.
     """
-    if discard or not any((run.folder / name).exists() for name in ("checkpoints", "trials")):
+    if discard or not (list_checkpoint_steps(run) or (run.folder / "trials").exists()):
         state, message = State.CANCELLED, "Canceled while queued."
     else:
         state, message = (

@@ -20,13 +20,14 @@ class StopReason(Enum):
 
 
 class ExitAction(Enum):
-    """What happens to the run. The first five end it; the others queue it again."""
+    """What happens to the run. The first six end it; the others queue it again."""
 
     RESULT = auto()  # recorded as the engine's result.json says
     DISCARDED = auto()
     STOPPED_EMPTY = auto()  # stopped before there was a checkpoint
     STOPPED = auto()
     DISK_FULL = auto()  # the engine had no room to write its result
+    NO_CONFIG = auto()  # the run's folder has no config.json
     EVICTED = auto()
     OVER_MEMORY = auto()  # fails instead if no device of the pool allows as much memory
     PAUSED = auto()
@@ -77,6 +78,7 @@ RULES = (
     Rule(ExitAction.STOPPED_EMPTY, StopReason.STOP, has_checkpoint=False),
     Rule(ExitAction.STOPPED, StopReason.STOP, exited_cleanly=True),
     Rule(ExitAction.DISK_FULL, exit_code=EXIT_CODES[Outcome.DISK_FULL]),
+    Rule(ExitAction.NO_CONFIG, exit_code=EXIT_CODES[Outcome.CONFIG_ERROR]),
     Rule(ExitAction.EVICTED, StopReason.EVICTION),
     Rule(ExitAction.OVER_MEMORY, StopReason.OVER_MEMORY),
     Rule(ExitAction.PAUSED, exited_cleanly=True),

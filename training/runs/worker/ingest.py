@@ -12,9 +12,10 @@ from collections.abc import Sequence
 from copy import copy
 from typing import Any
 
-from django.db import transaction
+from django.db import DataError, transaction
 from django.db.models import F, Q
 
+from training.engine.events import BrokenJournal
 from training.runs.metrics.chunks import compact_steps, read_chunk_events
 from training.runs.models import CurveChunk, Event, Run
 from training.runs.states import State
@@ -28,19 +29,14 @@ EVENT_COLUMNS = ("seq", "time", "kind", "step")
 JournalEvent = dict[str, Any]  # seq, time, kind and step, and the fields of its kind
 
 
-class BrokenJournal(Exception):
-    """The event numbers of the journal do not continue the stored ones: part of the journal was
-    lost.
-    """
-
-
 def store_events(lease: Lease, run: Run, events: Sequence[JournalEvent], offset: int) -> None:
     """Store events that follow `run.last_seq`, and update the run's row from them. `run` is updated
     in place.
 
     Raises:
         LeaseLost: nothing is stored.
-        BrokenJournal: an event number is missing or repeated; nothing is stored.
+        BrokenJournal: an event number is missing or repeated, or an event lacks a field or has one
+            of another type; nothing is stored.
     """
     for seq, event in enumerate(events, start=run.last_seq + 1):
         if event["seq"] != seq:
@@ -48,19 +44,33 @@ def store_events(lease: Lease, run: Run, events: Sequence[JournalEvent], offset:
                 f"The journal of run {run.pk} is damaged: event {seq - 1} is followed by event "
                 f"{event['seq']}."
             )
-    draft = copy(run)  # a failed transaction must not leave `run` ahead of the database
     changes: dict[str, Any] = {"last_seq": events[-1]["seq"], "journal_offset": offset}
-    with transaction.atomic():
-        Event.objects.bulk_create([build_event_row(run.pk, event) for event in events])
-        for event in events:
-            if event["kind"] in EVENT_HANDLERS:
-                change = EVENT_HANDLERS[event["kind"]](draft, event)
-                draft.__dict__.update(change)
-                changes |= change
-        lease.update_run(**changes, revision=F("revision") + 1)
-        if any(event["kind"] == "step" for event in events):
-            compact_steps(run.pk)
+    try:
+        with transaction.atomic():
+            Event.objects.bulk_create([build_event_row(run.pk, event) for event in events])
+            changes |= handle_events(run, events)
+            lease.update_run(**changes, revision=F("revision") + 1)
+            if any(event["kind"] == "step" for event in events):
+                compact_steps(run.pk)
+    except (LookupError, TypeError, ValueError, ArithmeticError, DataError) as error:
+        raise BrokenJournal(
+            f"The journal of run {run.pk} is damaged between events {run.last_seq + 1} and "
+            f"{events[-1]['seq']} ({type(error).__name__}: {str(error)[:200]})."
+        ) from error
     run.__dict__.update(changes)
+
+
+def handle_events(run: Run, events: Sequence[JournalEvent]) -> dict[str, Any]:
+    """What the events change in the run's row. `run` stays as it is: a failed transaction must not
+    leave it ahead of the database.
+    """
+    draft, changes = copy(run), dict[str, Any]()
+    for event in events:
+        if event["kind"] in EVENT_HANDLERS:
+            change = EVENT_HANDLERS[event["kind"]](draft, event)
+            draft.__dict__.update(change)
+            changes |= change
+    return changes
 
 
 def build_event_row(run_id: int, event: JournalEvent) -> Event:

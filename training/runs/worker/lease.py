@@ -29,7 +29,7 @@ RENEW_SECONDS = 5
 
 
 class LeaseLost(Exception):
-    """Another worker has claimed this run, so this one must no longer write to it."""
+    """This worker may no longer write to the run: another one has claimed it, or may have."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class Lease:
         """
         leased = Run.objects.filter(pk=self.run_id, lease_token=self.token).exclude(lease_token="")
         if not leased.update(**changes):
-            raise LeaseLost(f"run {self.run_id}")
+            raise LeaseLost("another worker has claimed it")
 
 
 def claim_run(run_id: int) -> Lease | None:

@@ -11,7 +11,9 @@ from training.engine.outcome import EXIT_CODES, Outcome, Result
 from training.formatting import format_bytes
 from training.gpus.models import Allocation
 from training.runs.models import Event, Run
+from training.runs.run_files import list_checkpoint_steps
 from training.runs.states import State
+from training.runs.worker.exits import ExitAction
 
 OUTCOME_STATES: dict[Outcome, State] = {
     Outcome.FINISHED: State.FINISHED,
@@ -71,8 +73,10 @@ def format_eviction_message(run: Run, allocation: Allocation) -> str:
 
 
 def format_pause_message(run: Run) -> str:
-    if not (run.folder / "checkpoints").exists() and (run.folder / "trials").exists():
-        return "Paused during its trials. It resumes with the interrupted trial."
+    if not list_checkpoint_steps(run):
+        if (run.folder / "trials").exists():
+            return "Paused during its trials. It resumes with the interrupted trial."
+        return f"Paused at step {run.step} without a checkpoint. It restarts automatically."
     return f"Paused at step {run.step} with a checkpoint. It resumes automatically."
 
 
@@ -101,6 +105,16 @@ def format_lost_steps(run: Run) -> str:
     return f"{lost_steps:,} steps since the last checkpoint are repeated"
 
 
+def build_discarded_result(run: Run) -> Result:
+    return Result(outcome=Outcome.DISCARDED)
+
+
+def build_empty_result(run: Run) -> Result:
+    """The result of a run that was stopped before it had a checkpoint."""
+    message = "Stopped before the first checkpoint; nothing was saved."
+    return Result(outcome=Outcome.STOPPED, message=message)
+
+
 def build_disk_full_result(run: Run) -> Result:
     """The result of an engine that could not write its own."""
     if not run.folder.is_dir():
@@ -113,6 +127,12 @@ def build_disk_full_result(run: Run) -> Result:
     return Result(outcome=Outcome.DISK_FULL, message=message, step=run.step)
 
 
+def build_no_config_result(run: Run) -> Result:
+    """The result of an engine that found no settings."""
+    message = "The run's folder has no config.json. Restore it, or start the run again."
+    return Result(outcome=Outcome.CONFIG_ERROR, message=message, step=run.step)
+
+
 def build_stopped_result(run: Run) -> Result:
     """The result of an engine that saved a checkpoint for another reason while a user was stopping
     the run.
@@ -121,10 +141,20 @@ def build_stopped_result(run: Run) -> Result:
     return Result(outcome=Outcome.STOPPED, message=message)
 
 
+# The results of engines that exited without writing one
+RESULT_BUILDERS = {
+    ExitAction.DISCARDED: build_discarded_result,
+    ExitAction.STOPPED_EMPTY: build_empty_result,
+    ExitAction.STOPPED: build_stopped_result,
+    ExitAction.DISK_FULL: build_disk_full_result,
+    ExitAction.NO_CONFIG: build_no_config_result,
+}
+
+
 def format_time_limit_message(run: Run, result: Result) -> str:
     if result.adapter_step is not None:
         saved = "The adapter was saved."
-    elif (run.folder / "checkpoints").exists():
+    elif list_checkpoint_steps(run):
         saved = "The checkpoint is kept."
     else:
         saved = "Nothing was saved."

@@ -19,21 +19,22 @@ from django.db import OperationalError, close_old_connections, transaction
 from django.db.models import F
 from django.db.models.functions import Now
 
-from training.engine.events import JOURNAL_FILE, read_events
+from training.engine.events import JOURNAL_FILE, BrokenJournal, read_events
 from training.engine.files import describe_storage_error
 from training.engine.outcome import Outcome, Result, read_result
-from training.errors import UserError
+from training.errors import UserError, find_storage_error
 from training.gpus import allocations
 from training.gpus.models import Allocation
 from training.runs.models import Run
 from training.runs.notifications import notify_run_ended
 from training.runs.queue import admission
+from training.runs.run_files import list_checkpoint_steps
 from training.runs.signals import run_changed
 from training.runs.states import ENDED, RequestedAction, State
 from training.runs.worker import oom_recovery, outcomes
 from training.runs.worker.engine_process import Engine, EngineProcess
 from training.runs.worker.exits import EngineExit, ExitAction, StopReason, classify_exit
-from training.runs.worker.ingest import BrokenJournal, store_events
+from training.runs.worker.ingest import store_events
 from training.runs.worker.lease import (
     LEASE_SECONDS,
     RENEW_SECONDS,
@@ -67,8 +68,8 @@ def supervise_run(run_id: int) -> None:
         return
     try:
         RunSupervisor(lease).run()
-    except LeaseLost:
-        log.warning("Another worker now supervises run %s; this one stops.", run_id)
+    except LeaseLost as error:
+        log.warning("Supervision of run %s ends: %s.", run_id, error)
         return
     except Exception as error:
         log.exception("Supervision of run %s failed.", run_id)
@@ -105,7 +106,7 @@ class RunSupervisor:
     def run(self) -> None:
         try:
             self.follow_engine()
-        except OSError as error:
+        except (OSError, OperationalError) as error:
             message = describe_storage_error(error, self.record.folder)
             if message is None:
                 raise
@@ -239,6 +240,11 @@ class RunSupervisor:
             self.has_sent_sigterm = True
 
     def wait_for_database(self, error: OperationalError) -> None:
+        """Raises the error again if the database's disk is full: waiting does not help. Raises
+        LeaseLost if the lease has expired.
+        """
+        if find_storage_error(error):
+            raise error
         if time.monotonic() - self.renewed_at > LEASE_SECONDS:
             raise LeaseLost(f"the database did not respond for {LEASE_SECONDS} s") from error
         log.warning(
@@ -254,7 +260,7 @@ class RunSupervisor:
         engine_exit = EngineExit(
             reasons=self.get_stop_reasons(run),
             has_result=result is not None,
-            has_checkpoint=(run.folder / "checkpoints").exists(),
+            has_checkpoint=bool(list_checkpoint_steps(run)),
             exited_cleanly=outcomes.has_exited_cleanly(run),
             exit_code=self.engine.exit_code,
         )
@@ -262,15 +268,8 @@ class RunSupervisor:
             case ExitAction.RESULT:
                 assert result is not None
                 self.record_result(run, result)
-            case ExitAction.DISCARDED:
-                self.record_result(run, Result(outcome=Outcome.DISCARDED))
-            case ExitAction.STOPPED_EMPTY:
-                message = "Stopped before the first checkpoint; nothing was saved."
-                self.record_result(run, Result(outcome=Outcome.STOPPED, message=message))
-            case ExitAction.STOPPED:
-                self.record_result(run, outcomes.build_stopped_result(run))
-            case ExitAction.DISK_FULL:
-                self.record_result(run, outcomes.build_disk_full_result(run))
+            case action if action in outcomes.RESULT_BUILDERS:
+                self.record_result(run, outcomes.RESULT_BUILDERS[action](run))
             case ExitAction.EVICTED:
                 assert self.eviction is not None
                 self.requeue_run(outcomes.format_eviction_message(run, self.eviction))
