@@ -3,12 +3,16 @@
 import sys
 import threading
 import time
+from pathlib import Path
 
 import psutil
 import pytest
 
+from tests.user_errors import raises_user_error
 from training.child_process import RequestProcess, stream_child
 from training.errors import UserError
+
+ROOT = Path(__file__).parent.parent
 
 
 def start_program(program, tmp_path, **options):
@@ -82,3 +86,32 @@ def test_a_child_that_takes_too_long_is_killed(tmp_path):
     while list_children() != before:
         assert time.monotonic() < end
         time.sleep(0.05)
+
+
+FULL = "SafetensorError('Error while serializing: I/O error: full (os error 28)')"
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (FULL, "disk is full"),
+        ("OSError(28, 'No space left on device')", "disk is full"),
+        ("OSError(122, 'Disk quota exceeded', '/x/model.gguf')", "disk is full"),
+        ("OSError('4096 requested and 12 written')", "disk is full"),
+        ("OSError(30, 'Read-only file system')", "read-only"),
+        ("PanicException('index out of bounds')", "index out of bounds"),
+        ("PermissionError(13, 'Permission denied', '/x/model.gguf')", "model.gguf"),
+    ],
+)
+def test_a_program_reports_an_error_of_the_disk_or_a_library_as_what_it_is(tmp_path, error, code):
+    program = (
+        "import sys; from training.child_process import main\n"
+        "class SafetensorError(Exception): pass\n"
+        "class PanicException(BaseException): pass\n"
+        f"def run(): raise {error}\n"
+        "sys.exit(main(run))"
+    )
+    command = [sys.executable, "-c", program]
+    log = tmp_path / "x.log"
+    with raises_user_error(naming=[code]):
+        list(stream_child(command, log, cwd=ROOT, environment={}))

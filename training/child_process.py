@@ -22,7 +22,7 @@ from collections.abc import Callable, Generator, Sequence
 from pathlib import Path
 from typing import Any
 
-from training.errors import UserError
+from training.errors import UserError, convert_panics, find_storage_error
 
 ALLOWED_VARIABLES = ("PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "VIRTUAL_ENV", "LD_LIBRARY_PATH")
 ALLOWED_PREFIXES = ("OMP_", "MKL_", "OPENBLAS_", "NVIDIA_", "CUDA_", "PYTORCH_")
@@ -275,12 +275,17 @@ def main(run_program: Callable[[], None]) -> int:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(EXIT_TERMINATED))
     set_parent_death_signal()
     try:
-        run_program()
+        with convert_panics():
+            run_program()
     except UserError as error:
         emit_error(error.message, field=error.field)
         return EXIT_USER_ERROR
-    except OSError as error:
-        if error.errno is None or error.filename is None:
+    except Exception as error:
+        storage_error = find_storage_error(error)
+        if storage_error:
+            emit_error(storage_error.message)
+            return EXIT_DISK
+        if not isinstance(error, OSError) or error.errno is None or error.filename is None:
             raise
         name = Path(str(error.filename)).name
         emit_error(f"{name} could not be read or written: {os.strerror(error.errno)}.")

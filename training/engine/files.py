@@ -2,29 +2,15 @@
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import os
-import re
 import shutil
 import threading
 from pathlib import Path
 
+from training.errors import find_storage_error
+
 FOLDER_VANISHED = "The run's folder has vanished. Restore it, or start the run again."
-# How the libraries in Rust (safetensors, tokenizers) write errno in their messages
-RUST_ERRNO = re.compile(r"\(os error (\d+)\)")
-
-
-def get_errno(error: BaseException) -> int | None:
-    """The system's error number of an OSError, or of an error of a library in Rust."""
-    if isinstance(error, OSError):
-        return error.errno
-    found = RUST_ERRNO.search(str(error))
-    return int(found[1]) if found else None
-
-
-def is_disk_full(error: BaseException) -> bool:
-    return get_errno(error) in (errno.ENOSPC, errno.EDQUOT)
 
 
 def describe_storage_error(error: BaseException, folder: Path) -> str | None:
@@ -33,13 +19,8 @@ def describe_storage_error(error: BaseException, folder: Path) -> str | None:
     """
     if not folder.is_dir():
         return FOLDER_VANISHED
-    if is_disk_full(error):
-        return "The disk is full. Free some space, then resume from the checkpoint."
-    if get_errno(error) == errno.EROFS:
-        return (
-            "The file system is read-only. Make it writable, then resume from the last checkpoint."
-        )
-    return None
+    storage_error = find_storage_error(error, then="resume from the last checkpoint")
+    return storage_error.message if storage_error else None
 
 
 def fsync_path(path: Path) -> None:

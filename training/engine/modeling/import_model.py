@@ -14,7 +14,7 @@ from pathlib import Path
 
 from training.child_process import emit_message, main
 from training.engine.fast_imports import fast_imports
-from training.errors import UserError
+from training.errors import UserError, find_storage_error
 
 HUB_FILES = [
     "*.safetensors",
@@ -73,7 +73,9 @@ def download_from_hub(source: str, target: Path, revision: str) -> None:
             f"The Hub rejected {source}: {error}. Check the id and the revision. Gated models need "
             "HF_TOKEN."
         ) from error
-    except (OSError, ConnectionError) as error:
+    except OSError as error:
+        if find_storage_error(error):
+            raise
         raise UserError(
             f"The Hub is unreachable from this machine ({type(error).__name__}). Copy the model "
             "to a folder instead."

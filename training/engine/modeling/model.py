@@ -18,6 +18,7 @@ from torch.nn import functional
 from training.engine.config import RunConfig
 from training.engine.data.conversations import IGNORE_INDEX
 from training.engine.methods import METHODS
+from training.engine.modeling.host_errors import is_host_error
 from training.engine.modeling.library_patches import disable_repacking
 from training.engine.modeling.short_attention import use_short_attention
 from training.errors import ConfigError
@@ -85,6 +86,7 @@ def load_base(
 
     Raises:
         ConfigError: transformers cannot load a model from the folder's safetensors.
+        OSError, RuntimeError: of the machine (host_errors.py).
     """
     from transformers import AutoModelForCausalLM
 
@@ -106,6 +108,8 @@ def load_base(
             **quantization,
         )
     except (OSError, ValueError, KeyError) as error:
+        if is_host_error(error):
+            raise
         raise ConfigError(
             f"The base model in {folder.name} cannot be loaded: {error}", field="model"
         ) from error

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import errno
-import re
 from collections.abc import Generator
 from pathlib import Path
 from typing import TypeVar
 
-import torch
-
 from training.engine.config import RunConfig
 from training.engine.events import Journal
-from training.engine.files import describe_storage_error, get_errno
+from training.engine.files import describe_storage_error
 from training.engine.methods import METHODS
+from training.engine.modeling.host_errors import (
+    DEVICE_ASSERT,
+    is_out_of_memory,
+    is_transient,
+)
 from training.engine.outcome import Outcome, Result
 from training.engine.stop_requests import StopRequests
 from training.engine.train import checkpoint
@@ -22,37 +23,10 @@ from training.engine.train.loop import Diverged, run_training_loop
 from training.engine.train.session import Event, Session, prepare_session
 from training.engine.tuning.selection import apply_selection, load_selection
 from training.engine.tuning.tune import emit_tuned_event, run_tuning
+from training.errors import convert_panics, find_storage_error
 
 ReturnT = TypeVar("ReturnT")
-# Errors of a device or a network folder that may not occur again at the next start
-TRANSIENT_ERRNOS = frozenset(
-    {
-        *(errno.EIO, errno.EAGAIN, errno.EBUSY, errno.EINTR, errno.ESTALE, errno.ETIMEDOUT),
-        *(errno.EMFILE, errno.ENFILE, errno.ENODEV, errno.ENXIO, errno.ECONNRESET, errno.EPIPE),
-    }
-)
-DEVICE_ERROR = re.compile(r"\b(CUDA|cuDNN|CUDNN|cuBLAS|CUBLAS|NCCL|HIP)\b|nvidia|NVML")
-# CUDA's checks of indices: a token or position that the model does not have
-DEVICE_ASSERT = "device-side assert"
-OUT_OF_INDICES = "index out of range in self"
-HOST_OUT_OF_MEMORY = ("DefaultCPUAllocator", "Cannot allocate memory", "std::bad_alloc")
-
-
-def is_out_of_memory(error: Exception) -> bool:
-    return (
-        isinstance(error, torch.OutOfMemoryError | MemoryError)
-        or get_errno(error) == errno.ENOMEM
-        or (isinstance(error, RuntimeError) and any(t in str(error) for t in HOST_OUT_OF_MEMORY))
-    )
-
-
-def is_transient(error: Exception) -> bool:
-    """Whether a new start may succeed: an error of a device or of the system, but not of the code,
-    the model or the data, which are the same again.
-    """
-    if isinstance(error, RuntimeError):
-        return DEVICE_ERROR.search(str(error)) is not None and DEVICE_ASSERT not in str(error)
-    return get_errno(error) in TRANSIENT_ERRNOS
+OUT_OF_INDICES = "index out of range in self"  # the same check of torch on a CPU
 
 
 def format_cause(error: Exception, moment: str) -> str:
@@ -137,25 +111,26 @@ class Attempt:
 
     def evaluate_exact_match(self, stop_requests: StopRequests) -> None:
         """Measure exact match with the exported weights, which may be from an earlier step. A
-        failure here is logged and does not fail the run.
+        failure other than of the disk is logged and does not fail the run.
         """
         session = self.session
         assert session is not None
         if not session.config.exact_match_rows or self.adapter_step is None:
             return
-        if self.adapter_step != session.step:
-            checkpoint.load_checkpoint(
-                self.run_dir / checkpoint.FOLDER / checkpoint.get_folder_name(self.adapter_step),
-                session.get_checkpoint_state(),
-            )
+        folder = self.run_dir / checkpoint.FOLDER / checkpoint.get_folder_name(self.adapter_step)
         try:
-            for kind, fields in measure_exact_match(session, stop_requests):
-                if kind == "exact_match":
-                    fields["step"] = self.adapter_step
-                    self.exact_match = fields["exact_match"]
-                self.write_event(kind, fields)
-        except (RuntimeError, IndexError) as error:
-            # Out of memory, or a prompt longer than the model's positions
+            if self.adapter_step != session.step:
+                checkpoint.load_checkpoint(folder, session.get_checkpoint_state())
+            with convert_panics():
+                for kind, fields in measure_exact_match(session, stop_requests):
+                    if kind == "exact_match":
+                        fields["step"] = self.adapter_step
+                        self.exact_match = fields["exact_match"]
+                    self.write_event(kind, fields)
+        # Whatever fails here, the adapter has been exported
+        except Exception as error:
+            if find_storage_error(error):
+                raise
             self.write_event(
                 "log",
                 {"level": "warning", "text": f"Exact match could not be measured: {error}"},

@@ -12,12 +12,12 @@ from collections.abc import Generator, Iterator
 import torch
 from safetensors import SafetensorError
 
-from training.engine.files import is_disk_full
 from training.engine.modeling import optimizers
 from training.engine.outcome import Outcome
 from training.engine.stop_requests import StopRequests
 from training.engine.train import checkpoint, evaluate
 from training.engine.train.session import Event, Session
+from training.errors import find_storage_error
 
 
 class Diverged(Exception):
@@ -31,7 +31,8 @@ def run_training_loop(
 
     Raises:
         Diverged: before the optimizer step, so the weights stay valid.
-        OSError, SafetensorError: after two saves on a full disk, or another failed save.
+        OSError, SafetensorError: after two saves on a full disk, at the final one, or another
+            failed save.
         torch.OutOfMemoryError: from CUDA.
     """
     config, plan = session.config, session.plan
@@ -45,12 +46,12 @@ def run_training_loop(
         stop_outcome = stop_requests.get_requested_stop()
         if stop_outcome is not None:
             if stop_outcome is not Outcome.DISCARDED:
-                yield from save_checkpoint(session)
+                yield from save_checkpoint(session, is_final=True)
             return stop_outcome
 
         # Checked before each step, so an attempt that resumes at this point stops here as well
         if should_stop_early(session):
-            yield from save_checkpoint(session)
+            yield from save_checkpoint(session, is_final=True)
             patience = config.early_stopping_patience
             evaluations = f"{patience} evaluation{'s' if patience > 1 else ''}"
             message = (
@@ -79,7 +80,7 @@ def run_training_loop(
             yield "phase", {"name": "training"}
         is_best = config.export_checkpoint == "best" and session.best_step == session.step
         if is_last or is_best or session.step % config.save_steps == 0:
-            yield from save_checkpoint(session)
+            yield from save_checkpoint(session, is_final=is_last)
     return Outcome.FINISHED
 
 
@@ -154,9 +155,10 @@ def take_step(session: Session) -> Event:
     )
 
 
-def save_checkpoint(session: Session) -> Iterator[Event]:
+def save_checkpoint(session: Session, *, is_final: bool) -> Iterator[Event]:
     """Write a checkpoint of this step unless it exists. The first full disk is a warning; the
-    second in a row ends the run, and so does one at the last step.
+    second in a row ends the run, and so does one when this is the attempt's final checkpoint:
+    without it, steps or the adapter would be lost although the run says that it ended well.
     """
     if session.saved_step == session.step or session.step == 0:
         return
@@ -170,11 +172,12 @@ def save_checkpoint(session: Session) -> Iterator[Event]:
             session.get_trainer_state(),
         )
     except (OSError, SafetensorError) as error:
-        if not is_disk_full(error) or not session.run_dir.is_dir():
+        storage_error = find_storage_error(error)
+        is_full = storage_error is not None and storage_error.code == "disk_full"
+        if is_final or not is_full or not session.run_dir.is_dir():
             raise
         session.failed_saves += 1
-        # Without its last checkpoint a run has not finished
-        if session.failed_saves > 1 or session.step == session.plan.total_steps:
+        if session.failed_saves > 1:
             raise
         yield (
             "log",

@@ -26,6 +26,7 @@ from training.engine.data.errors import DataError
 from training.engine.methods import METHODS
 from training.engine.modeling import optimizers, weights
 from training.engine.modeling.adapter_init import initialize_adapter
+from training.engine.modeling.host_errors import is_host_error
 from training.engine.modeling.model import (
     LabeledPositionsHead,
     compute_in_bf16,
@@ -265,11 +266,14 @@ def load_initial_weights(session: Session) -> None:
 
     Raises:
         ConfigError: the names or shapes of the weights do not match the settings.
+        OSError, RuntimeError: of the machine (host_errors.py).
     """
     try:
         weights.check_parameter_names(session.model, Path(session.config.init_from))
         weights.read_weights(session.model, Path(session.config.init_from), {})
     except (RuntimeError, KeyError, OSError) as error:
+        if is_host_error(error):
+            raise
         reason = str(error).splitlines()[0][:300]
         raise ConfigError(
             f"The version's weights do not match these settings: {reason}", field="init_from"

@@ -308,7 +308,9 @@ def apply_best_trial(tuning: TuningRun, best_trial: Trial | None) -> Generator[E
     yield from emit_tuned_event(session.run_dir)
     yield from evaluate.evaluate_loss(session)
     yield from evaluate.generate_sample(session)
-    yield from save_checkpoint(session)  # Again, now with the evaluation in its trainer state
+    # Again, now with the evaluation in its trainer state
+    is_final = session.step == session.plan.total_steps
+    yield from save_checkpoint(session, is_final=is_final)
 
 
 def emit_tuned_event(run_dir: Path) -> Generator[Event, None, None]:
