@@ -112,6 +112,8 @@ def get_held_out_prompt(request: AuthenticatedRequest, adapter_id: int) -> dict[
 @require_POST
 def try_adapter(request: AuthenticatedRequest, adapter_id: int) -> HttpResponseBase:
     """Stream the reply to the conversation in the request body as server-sent events."""
+    if request.content_type != "application/json":  # Django has read the body of a form
+        raise UserError("Send the conversation as application/json.", code="not_json")
     if len(request.body) > MAX_BODY_BYTES:
         raise UserError(f"The request body exceeds {MAX_BODY_BYTES:,} bytes.")
     body = parse_json(request.body, "The request")

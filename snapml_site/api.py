@@ -7,7 +7,6 @@ from __future__ import annotations
 import logging
 from typing import Any
 
-from django.core.exceptions import RequestDataTooBig
 from django.http import Http404, HttpRequest, HttpResponse
 from django.utils.datastructures import MultiValueDict
 from ninja import NinjaAPI
@@ -18,6 +17,7 @@ from ninja.security import HttpBearer, SessionAuth
 from adapters.api import router as adapters
 from adapters.evaluation.api import router as comparisons
 from adapters.serving.api import router as deployments
+from snapml_site.middleware import find_user_error
 from training.catalog.api import router as models
 from training.datasets.api import router as datasets
 from training.errors import NotAllowed, UserError
@@ -111,6 +111,7 @@ PROBLEMS = {
     413: "Larger than the limit that the message names.",
     422: "A field has the wrong type or is out of range; `field` names it.",
     429: "Too many requests; try again later.",
+    507: "The server's disk is full or read-only.",
 }
 
 api = Api(
@@ -171,8 +172,9 @@ def on_not_found(request: HttpRequest, _error: Http404) -> HttpResponse:
 
 @api.exception_handler(Exception)
 def on_exception(request: HttpRequest, error: Exception) -> HttpResponse:
-    if isinstance(error, RequestDataTooBig):
-        return problem_response(request, "The request body is too large.", 413)
+    user_error = find_user_error(error)
+    if user_error:
+        return on_user_error(request, user_error)
     log.error("API error at %s.", request.path, exc_info=error)
     return problem_response(request, "Internal server error. See the server log for details.", 500)
 

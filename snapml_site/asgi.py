@@ -14,15 +14,17 @@ from channels.auth import AuthMiddlewareStack  # noqa: E402
 from channels.routing import ProtocolTypeRouter, URLRouter  # noqa: E402
 
 from adapters.serving.gateway import application as gateway  # noqa: E402
+from snapml_site.header_gate import HeaderGate  # noqa: E402
 from snapml_site.routing import SameOriginOnly, websocket_urlpatterns  # noqa: E402
 from snapml_site.spooled_body import SpooledBodyMiddleware  # noqa: E402
 
-router = ProtocolTypeRouter(
+routes = ProtocolTypeRouter(
     {
         "http": SpooledBodyMiddleware(django_application),
         "websocket": SameOriginOnly(AuthMiddlewareStack(URLRouter(websocket_urlpatterns))),
     }
 )
+router = HeaderGate(routes)
 
 
 async def application(scope: dict[str, Any], receive: Any, send: Any) -> None:

@@ -7,6 +7,13 @@ from typing import Any
 
 from django.conf import settings
 from django.contrib.auth import middleware
+from django.core.exceptions import (
+    BadRequest,
+    RequestDataTooBig,
+    SuspiciousOperation,
+    TooManyFieldsSent,
+    TooManyFilesSent,
+)
 from django.http import (
     Http404,
     HttpRequest,
@@ -14,14 +21,18 @@ from django.http import (
     HttpResponseBase,
     JsonResponse,
     QueryDict,
+    UnreadablePostError,
 )
+from django.http.multipartparser import MultiPartParserError
 from django.shortcuts import redirect, render
 from django.urls import reverse
 
-from training.errors import UserError
+from training.errors import TooLarge, UserError, find_storage_error
 from training.people.requests import current_username
 from training.text_input import InvalidInput, check_text, clean_value
 
+# What Django raises while it reads the form of a request
+MALFORMED_REQUESTS = (BadRequest, MultiPartParserError, SuspiciousOperation, UnreadablePostError)
 PASSWORD_PAGE = "password"  # noqa: S105  the name of a page
 
 
@@ -74,9 +85,10 @@ class OneTimePasswordMiddleware:
         return redirect(PASSWORD_PAGE)
 
 
-class TextInputMiddleware:
-    """Checks the text of every path, query and page form (training/text_input.py); the API's parser
-    and the gateway check their bodies. A cookie with such characters is dropped.
+class InputMiddleware:
+    """Checks the text of every path, query and page form (training/text_input.py) before CSRF
+    protection reads the form; the API's parser and the gateway check their bodies. Headers are
+    checked in header_gate.py.
     """
 
     sync_capable = True
@@ -86,29 +98,25 @@ class TextInputMiddleware:
         self.get_response = get_response
 
     def __call__(self, request: HttpRequest) -> HttpResponseBase:
-        try:
-            for name, value in list(request.COOKIES.items()):
-                if clean_value(value) != value:
-                    del request.COOKIES[name]
-            if clean_value(request.path_info) != request.path_info:
-                return page_not_found(request, Http404())
-            check_fields(request.GET)
-        except InvalidInput as error:
-            return render_user_error(request, error)
         return self.get_response(request)
 
     def process_view(
         self, request: HttpRequest, view: Any, _args: object, _kwargs: object
     ) -> HttpResponseBase | None:
-        """CSRF protection has read the form of every page; it exempts the API, whose parser reads
-        it after the authentication.
+        """Only CSRF protection exempts the API, whose parser reads a form after the
+        authentication.
         """
-        if getattr(view, "csrf_exempt", False):
-            return None
+        if clean_value(request.path_info) != request.path_info:
+            return page_not_found(request, Http404())
         try:
-            check_fields(request.POST)
-        except InvalidInput as error:
-            return render_user_error(request, error)
+            check_fields(request.GET)
+            if not getattr(view, "csrf_exempt", False):
+                check_fields(request.POST)
+        except Exception as error:
+            user_error = find_user_error(error)
+            if user_error is None:
+                raise
+            return render_user_error(request, user_error)
         return None
 
 
@@ -121,8 +129,8 @@ def check_fields(fields: QueryDict) -> None:
 
 
 class UserErrorMiddleware:
-    """Renders a UserError as a page, a fragment or JSON, with its status. Other exceptions pass
-    through.
+    """Renders an error that a person can fix as a page, a fragment or JSON, with its status. Other
+    exceptions pass through.
     """
 
     sync_capable = True
@@ -135,7 +143,23 @@ class UserErrorMiddleware:
         return self.get_response(request)
 
     def process_exception(self, request: HttpRequest, error: Exception) -> HttpResponseBase | None:
-        return render_user_error(request, error) if isinstance(error, UserError) else None
+        user_error = find_user_error(error)
+        return render_user_error(request, user_error) if user_error else None
+
+
+def find_user_error(error: Exception) -> UserError | None:
+    """The error for users if the request is malformed or too large, or the disk is full; None for
+    an error of the server.
+    """
+    if isinstance(error, UserError):
+        return error
+    if isinstance(error, RequestDataTooBig | TooManyFieldsSent | TooManyFilesSent):
+        return TooLarge("The request body is too large, or has too many fields or files.")
+    if isinstance(error, MALFORMED_REQUESTS):
+        return InvalidInput(
+            "The body of the request cannot be read. Send a valid form.", code="malformed_request"
+        )
+    return find_storage_error(error)
 
 
 def render_user_error(request: HttpRequest, error: UserError) -> HttpResponseBase:

@@ -35,7 +35,10 @@ class SameOriginOnly:
 
 
 def is_same_origin(origin: str, host: str) -> bool:
-    parts = urlsplit(origin)
+    try:
+        parts = urlsplit(origin)
+    except ValueError:  # an unclosed bracket
+        return False
     scheme = "https" if settings.HTTPS else "http"
     domain, _port = split_domain_port(host)
     return (

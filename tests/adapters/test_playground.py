@@ -76,6 +76,11 @@ def test_a_body_that_is_not_a_json_object_is_rejected(as_alice, adapter, body):
     assert answer.status_code == 400
 
 
+def test_a_form_instead_of_json_is_rejected(as_alice, adapter):
+    answer = as_alice.post(f"/adapters/{adapter.pk}/try", BODY, HTTP_ACCEPT="application/json")
+    assert answer.status_code == 400
+
+
 async def read_bytes(chunks):
     return b"".join([piece async for piece in chunks])
 

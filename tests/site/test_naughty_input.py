@@ -1,5 +1,6 @@
-"""Naughty texts and numbers at every endpoint: the OpenAPI description, the pages, `/v1/`, YAML
-files and uploads. No answer has status 500, and the pages that show what was stored keep working.
+"""Naughty texts, numbers, forms and headers at every endpoint: the OpenAPI description, the pages,
+`/v1/`, YAML files, uploads and sockets. No answer has status 500, and the pages that show what was
+stored keep working.
 """
 
 import json
@@ -8,6 +9,7 @@ from itertools import cycle, islice
 import httpx
 import pytest
 from asgiref.sync import sync_to_async
+from channels.testing import WebsocketCommunicator
 from django.core.files.uploadedfile import SimpleUploadedFile
 from django.db import connections
 from django.http import QueryDict
@@ -16,12 +18,14 @@ from starlette.testclient import TestClient
 
 from adapters.inference.server import make_app
 from adapters.serving import gateway
+from snapml_site import asgi
 from snapml_site.api import api
 from training.datasets.models import Upload
 from training.errors import UserError
 from training.people.tokens import create_token
 from training.runs.forecast.memory_estimators import CannotEstimate
 from training.runs.launch.yaml_file import read_yaml, to_launch_request
+from training.runs.live.consumers import SIGNED_OUT
 
 pytestmark = pytest.mark.django_db
 UNSTORABLE = ["a\0b", "\ud83d", "b\udfff\ud800c"]
@@ -390,6 +394,210 @@ def test_no_import_of_an_adapter_fails(as_admin, things, literal):
         for file in files:
             file.seek(0)
         assert as_admin.post(path, fields).status_code == 400
+
+
+# --- Malformed forms ------------------------------------------------------------------------------
+
+
+def write_part(name, value="x", *, headers="", file_name=""):
+    file = f'; filename="{file_name}"' if file_name else ""
+    disposition = f'Content-Disposition: form-data; name="{name}"{file}'
+    return f"--x\r\n{disposition}\r\n{headers}\r\n{value}\r\n"
+
+
+FORM, URL_ENCODED = "multipart/form-data; boundary=x", "application/x-www-form-urlencoded"
+BASE64 = "Content-Transfer-Encoding: base64\r\n"
+PARTS = write_part("name") + write_part("file", file_name="a.jsonl")
+MALFORMED_FORMS = [
+    ("multipart/form-data", PARTS),
+    (f"multipart/form-data; boundary={'x' * 300}", PARTS),
+    ("multipart/form-data; boundary=\u00ff", PARTS),
+    (FORM, PARTS),  # no end
+    (FORM, ""),
+    (FORM, write_part("file", "a", headers=BASE64, file_name="b") + "--x--"),
+    (FORM, write_part("a", headers=f"X: {'y' * 9_000}\r\n") + "--x--"),
+    (FORM, write_part("a", headers="Content-Disposition: form-data; name*=z''%00\r\n") + "--x--"),
+    (FORM, "".join(write_part(f"a{n}") for n in range(1_001)) + "--x--"),
+    (FORM, "".join(write_part("a", file_name=f"{n}") for n in range(101)) + "--x--"),
+    (FORM, write_part("a\0", "b\0") + "--x--"),
+    (FORM, "--x\r\n\r\n--x--"),
+    (URL_ENCODED, "&".join(f"a{n}=1" for n in range(1_001))),
+    (URL_ENCODED, "w" * (2**20 + 1)),
+    (URL_ENCODED, "%ff%00=%ed%a0%80"),
+    ("application/json", PARTS),
+    (";=", PARTS),
+]
+
+
+def test_no_operation_of_the_api_fails_on_a_malformed_form(as_admin, things):
+    walk, ids = Walk(as_admin), {**things, "base_id": things["model_id"]}
+    for path, methods in api.get_openapi_schema()["paths"].items():
+        for method in sorted(methods.keys() & {"post", "put", "patch"}):
+            for content_type, body in MALFORMED_FORMS:
+                walk.send(method, path.format(**ids), body=body, content_type=content_type)
+    assert not walk.failures, walk.failures[:5]
+    assert walk.requests > 500
+
+
+def test_no_page_fails_on_a_malformed_form(as_admin, things):
+    walk, forms = Walk(as_admin), cycle(MALFORMED_FORMS)
+    for url in [*list_urls(things).values(), "/admin/people/team/add/"]:
+        # A view that reads the body itself fails on a form that can be read
+        for content_type, body in [(FORM, f"{PARTS}--x--"), *islice(forms, 4)]:
+            walk.send("post", url, body=body, content_type=content_type)
+    assert not walk.failures, walk.failures[:5]
+    assert walk.requests > 300
+
+
+@pytest.mark.parametrize(("content_type", "body"), MALFORMED_FORMS[:3] + MALFORMED_FORMS[5:7])
+def test_a_malformed_form_is_refused_by_page_and_api(as_admin, content_type, body):
+    for url in ("/sign-in", "/data/new", "/api/v1/datasets/uploads"):
+        response = as_admin.generic("POST", url, body, content_type)
+        assert response.status_code == 400, url
+
+
+def test_a_form_with_too_many_fields_is_refused_as_too_large(as_admin):
+    for content_type, body in (*MALFORMED_FORMS[8:10], *MALFORMED_FORMS[12:14]):
+        for url in ("/sign-in", "/api/v1/datasets/uploads"):
+            response = as_admin.generic("POST", url, body, content_type)
+            assert response.status_code == 413, (url, body[:80])
+
+
+# --- Headers -------------------------------------------------------------------------------------
+
+
+CONTENT_TYPES = [
+    *(f"{URL_ENCODED}; charset={name}" for name in ("iso-8859-1", "utf-16", "hex", "punycode")),
+    *(
+        f"{FORM}; charset={name}"
+        for name in ("hex", "idna", "undefined", "utf-7", "rot13", "utf_8")
+    ),
+    *("text/plain; charset=undefined", "application/json; charset=utf-16", 'a; charset="\0"'),
+    *("text/plain; charset*=none''x", "a/b; charset*=utf-8''%00", "a/b; charset*0=x; charset*1=y"),
+]
+COOKIES = [
+    '"\\000aaaaaaaa"',
+    '"\\377aaaaaaa"',
+    "\xff" * 9,
+    "a" * 5_000,
+    '"\\"',
+    "=;",
+    "\u00e9",
+    "a\0b",
+]
+HEADERS = ["", "\xff", "a" * 5_000, '"', ",", "Bearer", "http://[", "http://a:b:c", "bytes=9-1"]
+HEADER_NAMES = [
+    *("authorization", "accept", "origin", "referer", "host", "range", "cookie", "x-csrftoken"),
+    *("hx-request", "hx-current-url", "if-none-match", "if-modified-since", "content-length"),
+    *("accept-language", "accept-encoding", "x-forwarded-for", "x-forwarded-proto"),
+]
+URLS = (
+    "/sign-in",
+    "/runs",
+    "/data/new",
+    "/nowhere",
+    "/api/v1/people/me",
+    "/api/v1/datasets/uploads",
+)
+
+
+def list_naughty_headers():
+    yield from ({"content-type": value} for value in CONTENT_TYPES)
+    for name in ("snapml_session", "snapml_csrf", "messages", "\xff", "a\0"):
+        yield from ({"cookie": f"{name}={value}; other=1"} for value in COOKIES)
+    for name in HEADER_NAMES:
+        yield from ({name: value} for value in HEADERS)
+
+
+def encode_headers(headers):
+    return [(name.encode(), value.encode("latin-1")) for name, value in headers.items()]
+
+
+@pytest.mark.django_db(transaction=True)
+async def test_no_header_makes_a_page_or_the_api_fail():
+    transport = httpx.ASGITransport(app=asgi.application, raise_app_exceptions=False)
+    async with httpx.AsyncClient(transport=transport, base_url="http://testserver") as web:
+        for headers in list_naughty_headers():
+            for url in URLS:
+                for method in ("GET", "POST"):
+                    response = await web.request(
+                        method, url, content=b"a=1", headers=encode_headers(headers)
+                    )
+                    assert response.status_code < 500, (method, url, headers)
+    await sync_to_async(connections.close_all)()
+
+
+@pytest.mark.django_db(transaction=True)
+@pytest.mark.parametrize("content_type", CONTENT_TYPES)
+async def test_a_charset_other_than_utf_8_is_refused(content_type):
+    transport = httpx.ASGITransport(app=asgi.application)
+    async with httpx.AsyncClient(transport=transport, base_url="http://testserver") as web:
+        for url in URLS:
+            headers = encode_headers({"content-type": content_type})
+            response = await web.post(url, content=b"a=1", headers=headers)
+            assert response.status_code == 400, url
+            assert response.json()["error"]["message"]
+
+
+@pytest.mark.django_db(transaction=True)
+async def test_a_cookie_that_cannot_be_stored_is_dropped_and_others_are_kept(alice, client):
+    await sync_to_async(client.force_login)(alice)
+    session = f"snapml_session={client.cookies['snapml_session'].value}"
+    transport = httpx.ASGITransport(app=asgi.application)
+    async with httpx.AsyncClient(transport=transport, base_url="http://testserver") as web:
+        for cookies, status in (
+            (f'x="\\000"; {session}', 200),
+            (f'{session}; y="\\000"', 200),
+            ('snapml_session="\\000aaaaaaaa"', 401),
+        ):
+            response = await web.get("/api/v1/people/me", headers={"cookie": cookies})
+            assert response.status_code == status, cookies
+    await sync_to_async(connections.close_all)()
+
+
+@pytest.mark.django_db(transaction=True)
+@pytest.mark.parametrize("cookie", COOKIES)
+async def test_no_cookie_makes_a_socket_fail(cookie):
+    headers = {"host": "testserver", "origin": "http://testserver"}
+    headers["cookie"] = f"snapml_session={cookie}"
+    socket = WebsocketCommunicator(asgi.application, "/ws/live", headers=encode_headers(headers))
+    is_connected, _ = await socket.connect()
+    assert is_connected
+    assert (await socket.receive_output())["code"] == SIGNED_OUT
+    await sync_to_async(connections.close_all)()
+
+
+@pytest.mark.parametrize(
+    "origin", ["http://[", "http://[::1", "\xff", "http://a:b", "", "http://[v]"]
+)
+async def test_no_origin_makes_a_socket_fail(origin):
+    headers = encode_headers({"host": "testserver", "origin": origin})
+    socket = WebsocketCommunicator(asgi.application, "/ws/live", headers=headers)
+    assert not (await socket.connect())[0]
+
+
+# --- Webhooks ------------------------------------------------------------------------------------
+
+
+NAUGHTY_URLS = [
+    *("https://xn--/", "https://xn--a-0000000/", "http://[", "https://a:b/", "https://a:99999/"),
+    *("https://[v1.a]/", "https://a..b/", "https://:80/", "https:///x", "https://%00/", "x", ""),
+    *("https://" + "a" * 64 + ".com/", "https://exa\u2100mple.com/", "https://\u0130.com", "a\0"),
+]
+
+
+@pytest.mark.parametrize("url", NAUGHTY_URLS)
+def test_no_url_of_a_webhook_fails(client, alice, url, monkeypatch):
+    def fail(*_args, **_kwargs):
+        raise OSError("no network in tests")
+
+    monkeypatch.setattr("training.webhooks.services.socket.getaddrinfo", fail)
+    client.force_login(alice)
+    client.raise_request_exception = False
+    assert client.post("/account/webhooks", {"url": url}).status_code == 400
+    body = json.dumps({"url": url})
+    response = client.post("/api/v1/people/me/webhooks", body, "application/json")
+    assert response.status_code in (400, 422)
 
 
 # --- /v1/ ----------------------------------------------------------------------------------------

@@ -68,14 +68,10 @@ def parse_url(url: str) -> httpx.URL:
         )
     try:
         parsed = httpx.URL(url)
+        host = parsed.host  # decodes it: `xn--` is no name
     except (httpx.InvalidURL, ValueError) as error:
         raise UnreachableAddress(f"{url[:80]!r} is not a valid URL.", field="url") from error
-    if (
-        parsed.scheme not in ("http", "https")
-        or not parsed.host
-        or parsed.userinfo
-        or parsed.fragment
-    ):
+    if parsed.scheme not in ("http", "https") or not host or parsed.userinfo or parsed.fragment:
         raise UnreachableAddress(
             "The URL must start with https:// or http:// and have no user name and no #.",
             field="url",
