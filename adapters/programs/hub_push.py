@@ -13,7 +13,7 @@ from huggingface_hub import CommitOperationAdd, HfApi
 from huggingface_hub.errors import HfHubHTTPError
 
 from training.child_process import emit_message, main, read_params
-from training.errors import UserError
+from training.errors import UserError, find_storage_error
 from training.formatting import format_bytes
 
 # Clearer than the Hub's own messages.
@@ -58,6 +58,8 @@ def push_files(params: dict[str, Any]) -> dict[str, Any]:
             f"The Hub cannot be reached ({type(error).__name__}). Nothing was pushed."
         ) from error
     except (RuntimeError, ValueError) as error:  # a failed upload; a card that the Hub rejects
+        if find_storage_error(error):
+            raise
         raise UserError(f"The push failed: {str(error)[:300]}") from error
     return {"address": str(repository_url), "commit": commit.oid}
 

@@ -29,7 +29,11 @@ class LimitedUploadHandler(TemporaryFileUploadHandler):
             if self.request is not None:
                 self.request.META["snapml.too_large"] = True
             raise StopUpload(connection_reset=False)
-        super().receive_data_chunk(raw_data, start)
+        try:
+            super().receive_data_chunk(raw_data, start)
+        except OSError:  # for example a full disk
+            self.file.close()
+            raise
 
     def upload_interrupted(self) -> None:
         if hasattr(self, "file") and not self.file.closed:
@@ -45,9 +49,14 @@ def format_upload_limit() -> str:
 
 
 def save_pasted_rows(text: str) -> tuple[Path, str, str]:
-    """Write pasted rows to a file."""
+    """Write pasted rows to a file. Raises OSError: the disk is full; then no file is left."""
     with tempfile.NamedTemporaryFile("wb", dir=settings.FILE_UPLOAD_TEMP_DIR, delete=False) as file:
-        file.write(text.encode("utf-8", errors="replace"))
+        try:
+            file.write(text.encode("utf-8", errors="replace"))
+            file.flush()
+        except OSError:
+            Path(file.name).unlink()
+            raise
     return Path(file.name), "pasted", ""
 
 

@@ -63,8 +63,9 @@ def receive_files(
     """Move files into a new upload, detect their formats and guess the column mapping.
 
     Raises:
-        BadFile: empty, binary or not UTF-8; nothing is saved.
+        BadFile: empty, binary or not UTF-8.
         UserError: not enough disk space.
+        OSError: for example a full disk. Nothing is saved in all cases.
     """
     size = sum(path.stat().st_size for path, _, _ in files)
     if shutil.disk_usage(settings.HOME).free < 3 * size:
@@ -87,13 +88,15 @@ def receive_files(
         ],
     )
     shutil.rmtree(upload.folder, ignore_errors=True)
-    upload.folder.mkdir(parents=True)
-    for number, (path, _, _) in enumerate(files):
-        shutil.move(path, upload.folder / str(number))
     try:
+        upload.folder.mkdir(parents=True)
+        for number, (path, _, _) in enumerate(files):
+            shutil.move(path, upload.folder / str(number))
         run_detection(upload)
-    except UserError:
+    except (UserError, OSError):
         shutil.rmtree(upload.folder, ignore_errors=True)
+        for path, _, _ in files:
+            path.unlink(missing_ok=True)
         upload.delete()
         raise
     upload.save()
