@@ -4,13 +4,11 @@ from argparse import ArgumentParser
 from pathlib import Path
 from typing import Any
 
-from django.core.management.base import BaseCommand, CommandError
-
 from snapml_site.backups import write_backup
-from training.errors import UserError
+from snapml_site.management.checked_command import CheckedCommand
 
 
-class Command(BaseCommand):
+class Command(CheckedCommand):
     help = (
         "Write the database and the files of SNAPML_HOME into a new folder. SnapML may be running."
     )
@@ -19,8 +17,5 @@ class Command(BaseCommand):
         parser.add_argument("folder", type=Path)
 
     def handle(self, *args: Any, **options: Any) -> None:
-        try:
-            write_backup(options["folder"])
-        except UserError as error:
-            raise CommandError(error.message) from error
+        write_backup(options["folder"])
         self.stdout.write(f"The backup is in {options['folder']}.")

@@ -4,14 +4,12 @@ from argparse import ArgumentParser
 from pathlib import Path
 from typing import Any
 
-from django.core.management.base import BaseCommand, CommandError
-
 from snapml_site.backups import copy_database
+from snapml_site.management.checked_command import CheckedCommand
 from snapml_site.processes import acquire_lock
-from training.errors import UserError
 
 
-class Command(BaseCommand):
+class Command(CheckedCommand):
     help = (
         "Copy every row of a SQLite database of SnapML into the empty database that DATABASE_URL "
         "names. Stop SnapML first."
@@ -24,8 +22,6 @@ class Command(BaseCommand):
         lock = acquire_lock()
         try:
             rows = copy_database(options["file"])
-        except UserError as error:
-            raise CommandError(error.message) from error
         finally:
             lock.close()
         self.stdout.write(f"Copied {rows:,} rows.")

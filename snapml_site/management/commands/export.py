@@ -5,14 +5,14 @@ tracker.
 from argparse import ArgumentParser
 from typing import Any
 
-from django.core.management.base import BaseCommand, CommandError
+from django.core.management.base import CommandError
 
-from training.errors import UserError
+from snapml_site.management.checked_command import CheckedCommand
 from training.runs.metrics.trackers import EXPORTS
 from training.runs.models import Run
 
 
-class Command(BaseCommand):
+class Command(CheckedCommand):
     help = (
         "Export a run's metrics to TensorBoard (a folder), MLflow (a tracking URI) or "
         "Weights & Biases (a project)."
@@ -31,8 +31,5 @@ class Command(BaseCommand):
         )
         if run is None:
             raise CommandError(f"Run {options['run']} not found.")
-        try:
-            destination = EXPORTS[options["to"]](run, options["target"])
-        except UserError as error:
-            raise CommandError(error.message) from error
+        destination = EXPORTS[options["to"]](run, options["target"])
         self.stdout.write(f"{run.name} was exported to {destination}.")

@@ -7,8 +7,9 @@ from argparse import ArgumentParser
 from pathlib import Path
 from typing import Any
 
-from django.core.management.base import BaseCommand, CommandError
+from django.core.management.base import CommandError
 
+from snapml_site.management.checked_command import CheckedCommand
 from training.engine.methods import METHODS
 from training.errors import UserError
 from training.runs.forecast.any_model import forecast_any_model
@@ -30,7 +31,7 @@ TABLE_HEADER = (
 )
 
 
-class Command(BaseCommand):
+class Command(CheckedCommand):
     help = "Print the memory that training a model needs, computed from its config.json."
 
     def add_arguments(self, parser: ArgumentParser) -> None:
@@ -45,13 +46,14 @@ class Command(BaseCommand):
         parser.add_argument("--json", action="store_true")
 
     def handle(self, *args: Any, **options: Any) -> None:
-        path = (
-            options["config"] / "config.json" if options["config"].is_dir() else options["config"]
-        )
+        path = options["config"]
         try:
+            path = path / "config.json" if path.is_dir() else path
             model = parse_json(path.read_bytes(), path.name, allow_any_number=True)
         except (OSError, InvalidInput) as error:
             raise CommandError(f"{path} cannot be read: {error}") from error
+        if not isinstance(model, dict):
+            raise CommandError(f"{path} must be a JSON object.")
         settings = dict(pair.partition("=")[::2] for pair in options["set"])
         try:
             run_settings = {name: load_yaml(value) for name, value in settings.items()}

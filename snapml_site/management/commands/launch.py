@@ -4,8 +4,9 @@ from argparse import ArgumentParser
 from pathlib import Path
 from typing import Any
 
-from django.core.management.base import BaseCommand, CommandError
+from django.core.management.base import CommandError
 
+from snapml_site.management.checked_command import CheckedCommand
 from training.auto.plan_types import Plan
 from training.errors import UserError
 from training.formatting import format_setting
@@ -16,7 +17,7 @@ from training.runs.launch.services import WarningsNotAccepted
 from training.runs.models import Run, Sweep
 
 
-class Command(BaseCommand):
+class Command(CheckedCommand):
     help = "Start the run that a YAML file describes. Settings with several values start a sweep."
 
     def add_arguments(self, parser: ArgumentParser) -> None:

@@ -6,13 +6,14 @@ import secrets
 from argparse import ArgumentParser
 from typing import Any
 
-from django.core.management.base import BaseCommand, CommandError
+from django.core.management.base import CommandError
 
+from snapml_site.management.checked_command import CheckedCommand
 from training.people.models import Team, User
 from training.people.teams import add_member
 
 
-class Command(BaseCommand):
+class Command(CheckedCommand):
     help = "Add a user, or add an existing user to a team."
 
     def add_arguments(self, parser: ArgumentParser) -> None:
@@ -23,10 +24,11 @@ class Command(BaseCommand):
         )
 
     def handle(self, *args: Any, **options: Any) -> None:
-        name, team = options["name"], options["team"]
+        name, team_name = options["name"], options["team"]
         user = User.objects.filter(username=name).first()
-        if user is not None and not team:
+        if user is not None and not team_name:
             raise CommandError(f"User {name} already exists. --team TEAM adds them to a team.")
+        team = find_or_check_team(team_name) if team_name else None
         if user is None:
             password = secrets.token_urlsafe(9)
             user = User(
@@ -40,5 +42,17 @@ class Command(BaseCommand):
             user.save()
             self.stdout.write(f"{name} signs in with the one-time password {password}")
         if team:
-            add_member(user, Team.objects.get_or_create(name=team)[0])
-            self.stdout.write(f"{name} is in team {team}.")
+            team.save()
+            add_member(user, team)
+            self.stdout.write(f"{name} is in team {team_name}.")
+
+
+def find_or_check_team(name: str) -> Team:
+    """The team of this name, or a new one that is not saved. Raises ValidationError: the name is
+    too long.
+    """
+    team = Team.objects.filter(name=name).first()
+    if team is None:
+        team = Team(name=name)
+        team.full_clean()
+    return team

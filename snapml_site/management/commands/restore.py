@@ -4,14 +4,12 @@ from argparse import ArgumentParser
 from pathlib import Path
 from typing import Any
 
-from django.core.management.base import BaseCommand, CommandError
-
 from snapml_site.backups import restore_backup
+from snapml_site.management.checked_command import CheckedCommand
 from snapml_site.processes import acquire_lock
-from training.errors import UserError
 
 
-class Command(BaseCommand):
+class Command(CheckedCommand):
     help = "Put a backup into an empty SNAPML_HOME and an empty database. Stop SnapML first."
 
     def add_arguments(self, parser: ArgumentParser) -> None:
@@ -21,8 +19,6 @@ class Command(BaseCommand):
         lock = acquire_lock()
         try:
             restore_backup(options["folder"])
-        except UserError as error:
-            raise CommandError(error.message) from error
         finally:
             lock.close()
         self.stdout.write("The backup is restored. Start SnapML with `make run`.")

@@ -3,14 +3,15 @@
 from argparse import ArgumentParser
 from typing import Any
 
-from django.core.management.base import BaseCommand, CommandError
+from django.core.management.base import CommandError
 
+from snapml_site.management.checked_command import CheckedCommand
 from training.errors import UserError
 from training.people.models import User
 from training.people.tokens import PasswordNotChanged, create_token
 
 
-class Command(BaseCommand):
+class Command(CheckedCommand):
     help = "Create an API token for a user and print it."
 
     def add_arguments(self, parser: ArgumentParser) -> None:

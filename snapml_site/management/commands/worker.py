@@ -5,19 +5,15 @@ stopped.
 from typing import Any
 
 from django.conf import settings
-from django.core.management.base import BaseCommand, CommandError
 
 from snapml_site.backups import check_migrated
-from training.errors import UserError
+from snapml_site.management.checked_command import CheckedCommand
 from training.runs.worker.main import run_worker
 
 
-class Command(BaseCommand):
+class Command(CheckedCommand):
     help = "Supervise runs and work on jobs. `manage.py up` starts one; start more on other hosts."
 
     def handle(self, *args: Any, **options: Any) -> None:
-        try:
-            check_migrated()
-        except UserError as error:
-            raise CommandError(error.message) from error
+        check_migrated()
         run_worker(settings.HUEY)
