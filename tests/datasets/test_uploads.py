@@ -2,6 +2,7 @@
 failure.
 """
 
+import errno
 import json
 from datetime import timedelta
 from pathlib import Path
@@ -447,10 +448,10 @@ def test_an_upload_discarded_during_its_check_is_deleted(make_upload, alice, mon
 
 
 def test_an_error_in_the_worker_fails_the_upload(make_upload, monkeypatch):
-    def fail_disk_full(*_args, **_kwargs):
-        raise OSError(28, "No space left on device")
+    def fail(*_args, **_kwargs):
+        raise OSError(errno.EIO, "Input/output error")
 
-    monkeypatch.setattr("training.jobs.runner.stream_child", fail_disk_full)
+    monkeypatch.setattr("training.jobs.runner.stream_child", fail)
     upload = check_upload(make_upload())
     assert (upload.state, upload.error) == ("failed", "The file could not be read (OSError).")
 

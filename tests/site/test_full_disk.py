@@ -12,8 +12,12 @@ from django.core.files.uploadedfile import SimpleUploadedFile
 from django.db import OperationalError
 
 from adapters.models import AdapterVersion
-from tests.user_errors import assert_mentions
+from tests import tiny
+from tests.launching import launch_run
+from tests.user_errors import assert_mentions, raises_user_error
 from training.datasets.models import Upload
+from training.errors import StorageError
+from training.runs.models import Run
 
 pytestmark = pytest.mark.django_db
 ROWS = '{"prompt": "a", "completion": "b"}\n{"prompt": "c", "completion": "d"}\n'
@@ -117,3 +121,13 @@ def test_another_error_of_the_system_is_still_an_error_of_the_server(client, ali
     for url in URLS:
         assert send_upload(client, url, "rows").status_code == 500
     assert not Upload.objects.exists()
+
+
+@pytest.mark.parametrize("error", ERRORS[:3], ids=str)
+def test_a_launch_on_a_full_disk_says_so(
+    alice, base_model, data, device, no_queue, fail_with, error
+):
+    fail_with("pathlib.Path.write_text", error)
+    with raises_user_error(StorageError):
+        launch_run(alice, base_model=base_model, data=data, settings=tiny.SETTINGS)
+    assert not Run.objects.exists()

@@ -35,7 +35,7 @@ from training.child_process import (
     stream_child,
     write_params,
 )
-from training.errors import UserError
+from training.errors import UserError, find_storage_error
 from training.jobs.kinds import KINDS, Lane
 from training.jobs.models import Job, JobState
 from training.process_identity import get_process_name
@@ -170,7 +170,9 @@ def execute_job(job: Job) -> None:
             fail_job(job, kind.crash_message.format(error=IntegrityError.__name__))
     except Exception as error:
         log.exception("Job %s (%s) failed.", job.pk, job)
-        fail_job(job, kind.crash_message.format(error=type(error).__name__))
+        storage_error = find_storage_error(error)
+        message = kind.crash_message.format(error=type(error).__name__)
+        fail_job(job, storage_error.message if storage_error else message)
 
 
 def claimed_rows(job: Job) -> models.QuerySet[Job]:

@@ -12,7 +12,7 @@ from typing import Any
 from training.catalog.models import BaseModel, ModelState
 from training.datasets.models import DatasetVersion
 from training.engine.config import RunConfig
-from training.errors import Conflict, NotAllowed, UserError
+from training.errors import Conflict, NotAllowed, UserError, find_storage_error
 from training.people.models import Role, Team, User
 from training.runs.models import Run
 
@@ -62,7 +62,8 @@ def prepare_run_dir(run: Run, config: RunConfig, init_from: Path | None) -> None
     """Create the run directory with the config.json that the engine reads.
 
     Raises:
-        Conflict: it cannot be written, for example on a full disk.
+        StorageError: the disk is full or read-only.
+        Conflict: it cannot be written for another reason.
     """
     paths = {
         "model": str(run.base_model.folder),
@@ -77,10 +78,10 @@ def prepare_run_dir(run: Run, config: RunConfig, init_from: Path | None) -> None
         run.folder.mkdir(parents=True)
         (run.folder / "config.json").write_text(json.dumps(config.to_dict() | paths, indent=1))
     except OSError as error:
-        raise Conflict(
-            f"The run's folder cannot be written ({error.strerror}). Ask an admin to free some "
-            "space or make the disk writable.",
-            code="disk_full",
+        raise find_storage_error(error) or Conflict(
+            f"The run's folder cannot be written ({error.strerror}). Ask an admin to make it "
+            "writable.",
+            code="folder_not_writable",
         ) from error
 
 
