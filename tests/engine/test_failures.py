@@ -159,6 +159,7 @@ def test_a_run_that_ends_early_without_its_checkpoint_did_not_end_well(
     result = read_result(folder)
     assert result.outcome is Outcome.DISK_FULL
     assert_mentions(result.message, "disk is full", "step 3")
+    assert "checkpoint" not in result.message, "there is none"
 
 
 def test_an_engine_on_a_read_only_file_system_ends_with_that_code(

@@ -19,7 +19,7 @@ def describe_storage_error(error: BaseException, folder: Path) -> str | None:
     """
     if not folder.is_dir():
         return FOLDER_VANISHED
-    storage_error = find_storage_error(error, then="resume from the last checkpoint")
+    storage_error = find_storage_error(error, then="continue the run")
     return storage_error.message if storage_error else None
 
 

@@ -120,9 +120,7 @@ def build_disk_full_result(run: Run) -> Result:
     if not run.folder.is_dir():
         problem = FOLDER_VANISHED
     else:
-        problem = (
-            "The disk is full, or read-only. Free some space, then resume from the last checkpoint."
-        )
+        problem = "The disk is full, or read-only. Free some space, then continue the run."
     message = f"Stopped at step {run.step:,}. {problem}"
     return Result(outcome=Outcome.DISK_FULL, message=message, step=run.step)
 
