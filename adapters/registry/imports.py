@@ -42,7 +42,7 @@ from training.catalog.metadata import read_json
 from training.catalog.models import BaseModel, ModelState
 from training.catalog.safetensors_header import InvalidHeader
 from training.engine.file_names import ADAPTER_FILES
-from training.errors import Conflict, TooLarge, UserError, to_one_line
+from training.errors import Conflict, TooLarge, UserError, find_storage_error, to_one_line
 from training.formatting import format_bytes
 from training.people.models import User
 from training.text_input import InvalidInput, parse_json
@@ -191,6 +191,8 @@ def unpack_zip(upload: IO[bytes], target: Path) -> None:
                 with archive.open(entry) as source, (target / file_name).open("xb") as file:
                     copy_bounded(source, file, entry.file_size, file_name)
             except (*DAMAGED_ZIP_ERRORS, RuntimeError, OSError) as error:  # or a password
+                if find_storage_error(error):
+                    raise
                 raise UserError(
                     f"Cannot unpack {file_name}: {str(error)[:100]}.",
                     field="file",

@@ -3,7 +3,9 @@ nothing behind.
 """
 
 import errno
+import io
 import os
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -112,6 +114,18 @@ def test_an_import_of_an_adapter_to_a_full_disk_says_so(client, alice, base_mode
             response = client.post(url, {"base": base_model.pk, "name": "x", "file": files})
         assert response.status_code == 507, url
     assert not AdapterVersion.objects.exists()
+
+
+def test_a_zip_that_fills_the_disk_is_not_called_damaged(client, alice, base_model, fail_with):
+    client.force_login(alice)
+    archive = io.BytesIO()
+    with zipfile.ZipFile(archive, "w") as file:
+        for name in ("adapter_config.json", "adapter_model.safetensors"):
+            file.writestr(name, "{}")
+    upload = SimpleUploadedFile("a.zip", archive.getvalue())
+    fail_with("adapters.registry.imports.copy_bounded", ERRORS[0])
+    form = {"base": base_model.pk, "name": "x", "file": upload}
+    assert client.post("/api/v1/adapters/import", form).status_code == 507
 
 
 def test_another_error_of_the_system_is_still_an_error_of_the_server(client, alice, fail_with):

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from training.datasets.rows import find_split
-from training.errors import NotFound, TooLarge, UserError
+from training.errors import NotFound, TooLarge, UserError, find_storage_error
 
 HUB_ID = re.compile(r"[\w.-]{1,96}(/[\w.-]{1,96})?")
 REVISION = "refs/convert/parquet"
@@ -98,6 +98,8 @@ def list_files(hub_id: str) -> list[Any]:
     except UserError:
         raise
     except Exception as error:  # huggingface_hub passes on any network error
+        if find_storage_error(error):
+            raise
         raise UserError(
             f"The Hugging Face Hub cannot be reached: {str(error)[:200]}", field="hub_id"
         ) from error

@@ -26,7 +26,7 @@ from training.datasets.errors import BadFile, BadRow
 from training.datasets.formats import EXTENSION_FORMATS, Format, detect_format
 from training.datasets.mapping_guess import guess_mapping
 from training.datasets.records import iter_records
-from training.errors import UserError
+from training.errors import UserError, find_storage_error
 
 # Address space in bytes (checking 2 GiB uses a tenth of it) and CPU seconds. The web server waits
 # for `detect`.
@@ -197,7 +197,9 @@ def run_action(action: str, folder: Path, params: dict[str, Any]) -> None:
             "Reading the file needs too much memory. Split it into smaller files.", field="file"
         ) from error
     except OSError as error:
-        raise UserError(f"Writing to disk failed ({error.strerror}).", field="file") from error
+        raise find_storage_error(error) or UserError(
+            f"Writing to disk failed ({error.strerror}).", field="file"
+        ) from error
 
 
 if __name__ == "__main__":

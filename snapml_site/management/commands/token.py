@@ -6,7 +6,6 @@ from typing import Any
 from django.core.management.base import CommandError
 
 from snapml_site.management.checked_command import CheckedCommand
-from training.errors import UserError
 from training.people.models import User
 from training.people.tokens import PasswordNotChanged, create_token
 
@@ -26,10 +25,6 @@ class Command(CheckedCommand):
                 User.objects.order_by("username").values_list("username", flat=True)[:20]
             )
             raise CommandError(f"User {options['user']!r} not found. Users: {known or 'none yet'}.")
-        try:
-            _, secret = create_token(user, options["name"], days=options["days"])
-        except UserError as error:
-            raise CommandError(error.message) from error
-        self.stdout.write(secret)
+        self.stdout.write(create_token(user, options["name"], days=options["days"])[1])
         if user.must_change_password:
             self.stderr.write(PasswordNotChanged(user).message)
