@@ -139,9 +139,10 @@ def test_another_error_of_the_system_is_still_an_error_of_the_server(client, ali
 
 @pytest.mark.parametrize("error", ERRORS[:3], ids=str)
 def test_a_launch_on_a_full_disk_says_so(
-    alice, base_model, data, device, no_queue, fail_with, error
+    alice, base_model, data, device, no_queue, preview_here, fail_with, error
 ):
+    first = launch_run(alice, base_model=base_model, data=data, settings=tiny.SETTINGS)
     fail_with("pathlib.Path.write_text", error)
     with raises_user_error(StorageError):
         launch_run(alice, base_model=base_model, data=data, settings=tiny.SETTINGS)
-    assert not Run.objects.exists()
+    assert list(Run.objects.all()) == [first]
