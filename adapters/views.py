@@ -127,7 +127,7 @@ def stream_playground(
 ) -> HttpResponseBase:
     version = get_visible(AdapterVersion, request.user, adapter_id, "base_model")
     response = StreamingHttpResponse(
-        playground.stream_answer(playground.build_request(version, body)),
+        playground.stream_answer(playground.build_request(request.user, version, body)),
         content_type="text/event-stream",
     )
     response["Cache-Control"] = "no-store"

@@ -68,9 +68,9 @@ def run_replies(job: Job) -> dict[str, Any]:
     assert prompts is not None and base is not None
     responder = Responder(base, get_subject(job, AdapterVersion, "base_model"))
     target_fields = (
-        inference_client.build_target_fields(responder.version)
+        inference_client.build_target_fields(responder.version, job.owner)
         if responder.version
-        else inference_client.build_base_target_fields(responder.base)
+        else inference_client.build_base_target_fields(responder.base, job.owner)
     )
     replies = Reply.objects.filter(
         prompts=prompts, version=responder.version, base_model=responder.base

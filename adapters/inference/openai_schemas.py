@@ -111,6 +111,7 @@ def parse_requests(body: Any, location: dict[str, Any], *, chat: bool) -> list[G
         "adapter": AdapterRef(Path(location["adapter"]), str(location["sha256"]))
         if location.get("adapter")
         else None,
+        "user": str(location.get("user", "")),
         "max_tokens": None
         if max_tokens is None
         else parse_integer(max_tokens, limit_name, 1, 1_000_000),

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import queue
 import threading
+from collections import Counter
 
 from adapters.inference.types import GenerationRequest, QueueFull, StreamEvent
 
 MAX_REQUESTS = 64  # active and waiting; the next one gets status 429
+MAX_REQUESTS_PER_USER = 48  # leaves room for other users
 
 
 class RequestQueue:
@@ -24,13 +26,13 @@ class RequestQueue:
     def __init__(self) -> None:
         self.incoming: queue.Queue[GenerationRequest] = queue.Queue()
         self._has_request = threading.Event()
-        self._count = 0
+        self._counts = Counter[str]()  # by user
         self._lock = threading.Lock()
 
     @property
     def count(self) -> int:
         """Requests that are active or waiting."""
-        return self._count
+        return self._counts.total()
 
     def submit_request(self, request: GenerationRequest) -> None:
         """Queue a request. Its `events` get perhaps a `{"status"}`, then `{"text"}`, and at the end
@@ -40,21 +42,25 @@ class RequestQueue:
         event.
 
         Raises:
-            QueueFull: MAX_REQUESTS are open.
+            QueueFull: MAX_REQUESTS are open, or MAX_REQUESTS_PER_USER of this user.
         """
         with self._lock:
-            if self._count >= MAX_REQUESTS:
+            own = self._counts[request.user]
+            if self.count >= MAX_REQUESTS or own >= MAX_REQUESTS_PER_USER:
                 raise QueueFull(
-                    f"{self._count} requests are in progress. Try again in a few seconds."
+                    f"{self.count} requests are in progress, {own} of them yours. Try again in a "
+                    "few seconds."
                 )
-            self._count += 1
+            self._counts[request.user] += 1
         self.incoming.put(request)
         self._has_request.set()
 
     def finish_request(self, request: GenerationRequest, event: StreamEvent) -> None:
         """Send the final event and free the request's slot."""
         with self._lock:
-            self._count -= 1
+            self._counts[request.user] -= 1
+            if not self._counts[request.user]:
+                del self._counts[request.user]
         request.events.put(event)
 
     def wait_for_request(self) -> None:

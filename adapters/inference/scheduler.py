@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import queue
 import time
-from collections import deque
+from collections import Counter, deque
 from contextlib import suppress
 
 import torch
@@ -32,6 +32,7 @@ from training.engine.data.errors import DataError
 from training.errors import LibraryPanic, UserError, convert_panics
 
 MAX_ACTIVE_SEQUENCES = 16
+MAX_SEQUENCES_PER_USER = 15  # one user's flood leaves room for another's request
 # After this time without a request all models are unloaded, to leave the memory to training.
 IDLE_SECONDS = 900.0
 CANCELLED: StreamEvent = {"error": "The client disconnected."}
@@ -47,8 +48,11 @@ class BatchScheduler:
     def __init__(self, request_queue: RequestQueue) -> None:
         self.request_queue = request_queue
         self.model_cache = ModelCache()
-        # First come, first served: while the first one has no room, the others wait behind it.
+        # See `_choose_waiting` for their order. While the next one has no room, the others wait
+        # behind it.
         self.waiting: deque[GenerationRequest] = deque()
+        self.admitted = 0
+        self.last_admitted: dict[str, int] = {}  # by user: the value of `admitted`
         self.batches: list[tuple[LoadedModel, Batch]] = []
 
     def run_forever(self) -> None:
@@ -122,9 +126,7 @@ class BatchScheduler:
             self.request_queue.finish_request(sequence.request, event)
 
     def _admit_waiting(self) -> None:
-        """Start waiting requests in order, while there is room. Blocks only if no sequence is
-        active.
-        """
+        """Start waiting requests while there is room. Blocks only if no sequence is active."""
         self._drop_cancelled()
         while sum(len(batch.sequences) for _, batch in self.batches) < MAX_ACTIVE_SEQUENCES:
             if not self.waiting:
@@ -140,7 +142,9 @@ class BatchScheduler:
                     if not self.batches:
                         self.model_cache.evict_all()
                     return
-            request = self.waiting[0]
+            request = self._choose_waiting()
+            if request is None:
+                return
             try:
                 with convert_panics():
                     is_admitted = self._admit_request(request)
@@ -149,12 +153,28 @@ class BatchScheduler:
             except Exception as error:  # noqa: BLE001 reported to the client
                 exit_if_device_lost(error)
                 self.request_queue.finish_request(request, build_error_event(error))
-            self.waiting.popleft()
+            self.waiting = deque(other for other in self.waiting if other is not request)
+            self.admitted += 1
+            self.last_admitted[request.user] = self.admitted
             # A batch is empty if its first sequence could not join. It would keep its model in
             # memory, and this loop from blocking.
             self.batches = [
                 (loaded_model, batch) for loaded_model, batch in self.batches if batch.sequences
             ]
+
+    def _choose_waiting(self) -> GenerationRequest | None:
+        """The oldest request of the user with the fewest active sequences, and of those the one
+        served least recently. None if all users have MAX_SEQUENCES_PER_USER.
+        """
+        active = Counter(
+            sequence.request.user for _, batch in self.batches for sequence in batch.sequences
+        )
+        allowed = [r for r in self.waiting if active[r.user] < MAX_SEQUENCES_PER_USER]
+        return min(
+            allowed,
+            key=lambda request: (active[request.user], self.last_admitted.get(request.user, 0)),
+            default=None,
+        )
 
     def _drop_cancelled(self) -> None:
         """Finish all waiting requests whose clients have disconnected."""

@@ -78,6 +78,7 @@ class GenerationRequest:
 
     base: BaseRef
     adapter: AdapterRef | None
+    user: str = ""  # whose share of the server it counts for
     messages: list[dict[str, Any]] = field(default_factory=list)
     tools: list[dict[str, Any]] = field(default_factory=list)
     forced_tool: str | None = None

@@ -289,7 +289,7 @@ def route_request(user: User, name: str) -> tuple[Deployment, dict[str, Any], in
     version = pick_version(deployment)
     return (
         deployment,
-        inference_client.build_target_fields(version, use_merged=deployment.use_merged),
+        inference_client.build_target_fields(version, user, use_merged=deployment.use_merged),
         version.pk,
     )
 

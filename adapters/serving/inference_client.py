@@ -21,6 +21,7 @@ from adapters.models import AdapterVersion, file_stem
 from training.catalog.models import BaseModel
 from training.engine.methods import METHODS
 from training.errors import UserError
+from training.people.models import User
 
 # Without streaming, the first byte arrives with the full answer: 4,096 tokens at 7 tokens/s.
 TIMEOUT = httpx.Timeout(5.0, read=600.0)
@@ -36,17 +37,31 @@ class InferenceUnavailable(UserError):
     status = 503
 
 
-def build_target_fields(version: AdapterVersion, *, use_merged: bool = False) -> dict[str, Any]:
-    """The fields of a request that select a version."""
+def build_target_fields(
+    version: AdapterVersion, user: User | None, *, use_merged: bool = False
+) -> dict[str, Any]:
+    """The fields of a request that select a version, and the user whose share it counts for."""
     return {
         "model": f"{file_stem(version)}-{version.pk}",
-        "snapml": get_model_location(version, use_merged=use_merged),
+        "snapml": {
+            **get_model_location(version, use_merged=use_merged),
+            "user": user.username if user else "",
+        },
     }
 
 
-def build_base_target_fields(base: BaseModel, *, quantized: bool = False) -> dict[str, Any]:
-    """The fields of a request that select a base model."""
-    return {"model": base.name, "snapml": {"base": str(base.folder), "quantized": quantized}}
+def build_base_target_fields(
+    base: BaseModel, user: User | None, *, quantized: bool = False
+) -> dict[str, Any]:
+    """The fields of a request that select a base model, and the user whose share it counts for."""
+    return {
+        "model": base.name,
+        "snapml": {
+            "base": str(base.folder),
+            "quantized": quantized,
+            "user": user.username if user else "",
+        },
+    }
 
 
 @asynccontextmanager

@@ -14,11 +14,12 @@ from adapters.models import AdapterVersion
 from adapters.serving import inference_client
 from training.datasets.rows import ROLES
 from training.errors import UserError
+from training.people.models import User
 
 MAX_CHARACTERS = 20_000
 
 
-def build_request(version: AdapterVersion, body: dict[str, Any]) -> dict[str, Any]:
+def build_request(user: User, version: AdapterVersion, body: dict[str, Any]) -> dict[str, Any]:
     """The request to the inference server for the base model or the adapter, as `who` says.
 
     Raises:
@@ -55,9 +56,9 @@ def build_request(version: AdapterVersion, body: dict[str, Any]) -> dict[str, An
         raise UserError("`who` must be base or adapter.", field="who")
     return {
         **(
-            inference_client.build_target_fields(version)
+            inference_client.build_target_fields(version, user)
             if who == "adapter"
-            else get_base_fields(version)
+            else get_base_fields(version, user)
         ),
         "messages": messages,
         "stream": True,
@@ -68,12 +69,12 @@ def build_request(version: AdapterVersion, body: dict[str, Any]) -> dict[str, An
     }
 
 
-def get_base_fields(version: AdapterVersion) -> dict[str, Any]:
+def get_base_fields(version: AdapterVersion, user: User) -> dict[str, Any]:
     """The fields that select a version's base model, in 4 bits if the version was trained on 4
     bits.
     """
     return inference_client.build_base_target_fields(
-        version.base_model, quantized=version.method_spec.has_quantized_base
+        version.base_model, user, quantized=version.method_spec.has_quantized_base
     )
 
 

@@ -23,20 +23,22 @@ def adapter(run):
 BODY = {"who": "adapter", "messages": [{"role": "user", "content": "hi"}]}
 
 
-def test_the_request_uses_the_adapters_folder_whatever_the_body_says(adapter, base_model):
+def test_the_request_uses_the_adapters_folder_whatever_the_body_says(alice, adapter, base_model):
     request = playground.build_request(
-        adapter, {**BODY, "snapml": {"base": "/etc"}, "adapter": "/etc"}
+        alice, adapter, {**BODY, "snapml": {"base": "/etc", "user": "bob"}, "adapter": "/etc"}
     )
     location = {
         "base": str(base_model.folder),
         "quantized": False,
         "adapter": str(adapter.folder),
         "sha256": "a",
+        "user": "alice",
     }
     assert request["snapml"] == location
-    assert playground.build_request(adapter, {**BODY, "who": "base"})["snapml"] == {
+    assert playground.build_request(alice, adapter, {**BODY, "who": "base"})["snapml"] == {
         "base": str(base_model.folder),
         "quantized": False,
+        "user": "alice",
     }
 
 
