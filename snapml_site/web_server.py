@@ -1,24 +1,30 @@
 """The web server, `python -m snapml_site.web_server`: daphne, with a size limit on request bodies
-as they arrive, and bodies that stay on disk.
+as they arrive, bodies that stay on disk, and responses that are read as the client takes them.
 
 Daphne spools a whole request to disk before Django sees it, and then loads all of it into memory.
 This server rejects a request as soon as its body is declared or turns out to be too long. Only
 authenticated users may send large bodies, a few at a time. Django reads the body from disk
 (`spooled_body.py`).
+
+Daphne also takes whatever the application sends and keeps it until the client has read it: two
+downloads of 400 MB that nobody reads took 780 MB. Here the application waits at its next `send`
+while Twisted's buffer of the connection (64 KiB) is full.
 """
 
 from __future__ import annotations
 
+import asyncio
 import json
 import tempfile
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from http import HTTPStatus
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import django
 from daphne import http_protocol
 from daphne.cli import CommandLineInterface
+from daphne.server import Server
 
 django.setup()
 
@@ -70,6 +76,11 @@ class LimitedRequest(http_protocol.WebRequest):  # type: ignore[misc]
     content_types: Sequence[bytes] = ()
     active_uploads: ClassVar[set[object]] = set()
 
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.can_write = asyncio.Event()
+        self.can_write.set()
+
     def gotLength(self, length: int | None) -> None:
         super().gotLength(length)
         path = self.channel._path.partition(b"?")[0]
@@ -119,6 +130,30 @@ class LimitedRequest(http_protocol.WebRequest):  # type: ignore[misc]
             self.content: object = SpooledFile(self.content)
         super().process()
 
+    def handle_reply(self, message: dict[str, Any]) -> None:
+        if message["type"] == "http.response.start" and not self.producer:
+            self.registerProducer(self, streaming=True)
+        super().handle_reply(message)
+
+    def pauseProducing(self) -> None:
+        """Twisted's buffer is full."""
+        self.can_write.clear()
+
+    def resumeProducing(self) -> None:
+        self.can_write.set()
+
+    def stopProducing(self) -> None:
+        self.can_write.set()
+
+    def finish(self) -> None:
+        if self.producer:
+            self.unregisterProducer()
+        super().finish()
+
+    def connectionLost(self, reason: object) -> None:
+        self.can_write.set()
+        super().connectionLost(reason)
+
     def reject_request(self) -> None:
         if self.is_rejected:
             return
@@ -137,8 +172,18 @@ class LimitedRequest(http_protocol.WebRequest):  # type: ignore[misc]
         self.channel.transport.loseConnection()
 
 
+class WaitingServer(Server):  # type: ignore[misc]
+    """Daphne's server, which waits until the client has taken what was sent before."""
+
+    async def handle_reply(self, protocol: Any, message: dict[str, Any]) -> None:
+        if isinstance(protocol, LimitedRequest):
+            await protocol.can_write.wait()
+        await super().handle_reply(protocol, message)
+
+
 if __name__ == "__main__":
     # Twisted spools to files; /tmp may be in memory
     tempfile.tempdir = settings.FILE_UPLOAD_TEMP_DIR
     http_protocol.WebRequest = LimitedRequest
+    CommandLineInterface.server_class = WaitingServer
     CommandLineInterface.entrypoint()

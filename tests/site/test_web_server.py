@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 
+import psutil
 import pytest
 
 from tests.running_site import ROOT, find_free_port
@@ -29,8 +30,12 @@ def env(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def port(env):
-    number = find_free_port()
+def port():
+    return find_free_port()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def server_process(env, port):
     command = [
         sys.executable,
         "-m",
@@ -38,7 +43,7 @@ def port(env):
         "-v",
         "0",
         "-p",
-        str(number),
+        str(port),
         "snapml_site.asgi:application",
     ]
     subprocess.run(
@@ -47,13 +52,21 @@ def port(env):
     server = subprocess.Popen(command, cwd=ROOT, env=env, stderr=subprocess.DEVNULL)
     for _ in range(200):
         try:
-            socket.create_connection(("127.0.0.1", number), 1).close()
+            socket.create_connection(("127.0.0.1", port), 1).close()
             break
         except OSError:
             time.sleep(0.1)
-    yield number
+    yield psutil.Process(server.pid)
     server.kill()
     server.wait()
+
+
+def run_shell(env, code):
+    """The last word that the code prints."""
+    command = [sys.executable, "manage.py", "shell", "-v", "0", "-c", code]
+    return subprocess.run(
+        command, cwd=ROOT, env=env, check=True, capture_output=True, text=True
+    ).stdout.split()[-1]
 
 
 def send_request(port, head, body=b""):
@@ -112,11 +125,7 @@ def test_a_large_body_of_a_user_who_has_not_changed_the_password_is_a_401(port, 
         "user = User.objects.create_user('carol', password='x', must_change_password=True)\n"
         "print(create_token(user, 'upload')[1])"
     )
-    command = [sys.executable, "manage.py", "shell", "-v", "0", "-c", code]
-    output = subprocess.run(
-        command, cwd=ROOT, env=env, check=True, capture_output=True, text=True
-    ).stdout
-    more = b"\nAuthorization: Bearer " + output.split()[-1].encode()
+    more = b"\nAuthorization: Bearer " + run_shell(env, code).encode()
     answer, _ = send_request(port, HEAD % (b"/api/v1/datasets/uploads", 2 * MIB) + more)
     head, _, body = answer.partition(b"\r\n\r\n")
     assert head.startswith(b"HTTP/1.1 401")
@@ -151,4 +160,50 @@ def test_headers_cannot_change_urls(port, header):
 def test_an_unknown_host_name_is_rejected(port):
     assert send_request(port, b"GET /sign-in HTTP/1.1\nHost: evil.example")[0].startswith(
         b"HTTP/1.1 400"
+    )
+
+
+DOWNLOAD_CODE = """
+from adapters.models import AdapterVersion
+from training.catalog.models import BaseModel
+from training.people.models import User
+from training.people.tokens import create_token
+user = User.objects.create_user("dora", password="x")
+base = BaseModel.objects.create(name="base", source="folder", location="/none", state="ready")
+version = AdapterVersion.objects.create(
+    owner=user, name="Large", number=1, base_model=base, method="lora", step=1, sha256="a",
+    size_bytes=1, files={"adapter_model.safetensors": {"sha256": "a", "bytes": 1}},
+)
+version.folder.mkdir(parents=True)
+with (version.folder / "adapter_model.safetensors").open("wb") as file:
+    file.truncate(100 * 2**20)
+print(create_token(user, "download")[1])
+"""
+
+
+def test_a_download_is_read_as_the_client_takes_it(port, env, server_process):
+    token = run_shell(env, DOWNLOAD_CODE)
+    head = (
+        "GET /api/v1/adapters/1/download HTTP/1.1\r\nHost: localhost\r\n"
+        f"Authorization: Bearer {token}\r\n\r\n"
+    ).encode()
+    before = server_process.memory_info().rss
+    connections = [socket.create_connection(("127.0.0.1", port), 10) for _ in range(3)]
+    for connection in connections:
+        connection.sendall(head)
+    deadline, growth = time.monotonic() + 4, 0
+    while time.monotonic() < deadline:
+        growth = max(growth, server_process.memory_info().rss - before)
+        time.sleep(0.1)
+    assert growth < 60 * MIB  # three files of 100 MiB
+    received = 0
+    connections[0].settimeout(30)
+    while received < 100 * MIB:
+        chunk = connections[0].recv(2**20)
+        assert chunk
+        received += len(chunk)
+    for connection in connections:
+        connection.close()
+    assert send_request(port, b"GET /health HTTP/1.1\nHost: localhost")[0].startswith(
+        b"HTTP/1.1 200"
     )
