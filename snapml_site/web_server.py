@@ -16,6 +16,7 @@ from __future__ import annotations
 import asyncio
 import json
 import tempfile
+import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from http import HTTPStatus
@@ -25,6 +26,7 @@ import django
 from daphne import http_protocol
 from daphne.cli import CommandLineInterface
 from daphne.server import Server
+from twisted.internet.task import LoopingCall
 
 django.setup()
 
@@ -37,7 +39,7 @@ from adapters.inference.openai_http import error_body  # noqa: E402
 from snapml_site.api import problem_body  # noqa: E402
 from snapml_site.spooled_body import SpooledFile  # noqa: E402
 from training.errors import TooLarge, UserError  # noqa: E402
-from training.people.tokens import PasswordNotChanged, find_token  # noqa: E402
+from training.people.tokens import find_token  # noqa: E402
 
 UPLOAD_PATHS = (
     b"/data/new",
@@ -46,22 +48,36 @@ UPLOAD_PATHS = (
     b"/api/v1/adapters/import",
 )
 MAX_FORM_BYTES = 2**20
-MAX_CONCURRENT_UPLOADS = 4
+MAX_UPLOADS, MAX_UPLOADS_PER_USER = 8, 2  # at the same time
+# An upload with a longer pause, or that is slower after this time, ends: it would hold a place.
+UPLOAD_IDLE_SECONDS = 30.0
+MIN_UPLOAD_BYTES_PER_SECOND = 16 * 1024
+UPLOAD_CHECK_SECONDS = 5.0
 AUTH_TIMEOUT = 3.0
 # The ORM does not run in the event loop's thread; waiting for this one takes a few ms per upload
 database_thread = ThreadPoolExecutor(1)
 
 
-def is_authenticated(session: str, token: str) -> bool:
-    """True if this is a valid session or API token.
+class UploadRefused(UserError):
+    """Too many uploads are in progress, or this one is too slow."""
+
+    def __init__(self, message: str, *, status: HTTPStatus) -> None:
+        super().__init__(message, code="upload_refused")
+        self.status = status
+
+
+def find_user_id(session: str, token: str) -> int | None:
+    """The user of a valid session or API token.
 
     Raises:
         PasswordNotChanged: the token's user has to change the one-time password first.
     """
     close_old_connections()
     if token:
-        return find_token(token) is not None
-    return bool(session) and SESSION_KEY in SessionStore(session).load()
+        found = find_token(token)
+        return found.user_id if found else None
+    user_id = SessionStore(session).load().get(SESSION_KEY) if session else None
+    return None if user_id is None else int(user_id)
 
 
 class LimitedRequest(http_protocol.WebRequest):  # type: ignore[misc]
@@ -70,11 +86,12 @@ class LimitedRequest(http_protocol.WebRequest):  # type: ignore[misc]
     """
 
     received = 0
-    is_rejected = False
+    started_at = last_chunk_at = 0.0
+    is_complete = is_rejected = False
     refusal: UserError = TooLarge("The request is too large.")
     limit = MAX_FORM_BYTES
     content_types: Sequence[bytes] = ()
-    active_uploads: ClassVar[set[object]] = set()
+    active_uploads: ClassVar[dict[object, int]] = {}  # by request: the user's id
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
@@ -84,31 +101,67 @@ class LimitedRequest(http_protocol.WebRequest):  # type: ignore[misc]
     def gotLength(self, length: int | None) -> None:
         super().gotLength(length)
         path = self.channel._path.partition(b"?")[0]
-        if (
-            path in UPLOAD_PATHS
-            and (length is None or length > MAX_FORM_BYTES)
-            and self.can_upload()
-        ):
-            self.limit = MAX_FORM_BYTES + settings.DATASET_MAX_BYTES
-            self.active_uploads.add(self)
-            self.notifyFinish().addBoth(lambda _: self.active_uploads.discard(self))
+        if path in UPLOAD_PATHS and (length is None or length > MAX_FORM_BYTES):
+            try:
+                self.start_upload()
+            except UserError as error:
+                self.refusal = error
         if length is not None and length > self.limit:
             self.reject_request()
 
-    def can_upload(self) -> bool:
-        if len(self.active_uploads) >= MAX_CONCURRENT_UPLOADS:
-            return False
+    def start_upload(self) -> None:
+        """Raise the limit for a user who may upload.
+
+        Raises:
+            PasswordNotChanged: the user has to change the one-time password first.
+            UploadRefused: too many uploads are in progress.
+        """
+        user_id = self.find_uploader()
+        if user_id is None:
+            return
+        own = list(self.active_uploads.values()).count(user_id)
+        if own >= MAX_UPLOADS_PER_USER or len(self.active_uploads) >= MAX_UPLOADS:
+            raise UploadRefused(
+                f"{len(self.active_uploads)} uploads are in progress, {own} of them yours. Wait "
+                "until one is done.",
+                status=HTTPStatus.TOO_MANY_REQUESTS,
+            )
+        self.limit = MAX_FORM_BYTES + settings.DATASET_MAX_BYTES
+        self.active_uploads[self] = user_id
+        self.started_at = self.last_chunk_at = time.monotonic()
+        watch = LoopingCall(self.check_rate)
+        watch.start(UPLOAD_CHECK_SECONDS, now=False)
+
+        def end_upload(_result: object) -> None:
+            self.active_uploads.pop(self, None)
+            watch.stop()
+
+        self.notifyFinish().addBoth(end_upload)
+
+    def check_rate(self) -> None:
+        """End an upload that is too slow."""
+        now = time.monotonic()
+        seconds, pause = now - self.started_at, now - self.last_chunk_at
+        if self.is_complete or seconds < UPLOAD_IDLE_SECONDS:
+            return
+        is_slow = self.received < MIN_UPLOAD_BYTES_PER_SECOND * seconds
+        if is_slow or pause > UPLOAD_IDLE_SECONDS:
+            self.refusal = UploadRefused(
+                "The upload is too slow. Try again with a faster connection.",
+                status=HTTPStatus.REQUEST_TIMEOUT,
+            )
+            self.reject_request()
+
+    def find_uploader(self) -> int | None:
+        """Raises PasswordNotChanged."""
         session = (self.getCookie(settings.SESSION_COOKIE_NAME.encode()) or b"").decode("latin-1")
         header = (self.getHeader("authorization") or "").partition(" ")
         token = header[2].strip() if header[0].lower() == "bearer" else ""
-        try:
-            return database_thread.submit(is_authenticated, session, token).result(AUTH_TIMEOUT)
-        except PasswordNotChanged as error:
-            self.refusal = error
-            return False
+        return database_thread.submit(find_user_id, session, token).result(AUTH_TIMEOUT)
 
     def handleContentChunk(self, data: bytes) -> None:
         self.received += len(data)
+        self.last_chunk_at = time.monotonic()
         if self.is_rejected or self.received > self.limit:
             self.reject_request()
         else:
@@ -118,6 +171,7 @@ class LimitedRequest(http_protocol.WebRequest):  # type: ignore[misc]
         """Hide the content type from Twisted, which would parse the form itself and use ten times
         the memory of the body. Django parses it again.
         """
+        self.is_complete = True
         if not self.is_rejected:
             self.content_types = self.requestHeaders.getRawHeaders(b"content-type", [])
             self.requestHeaders.removeHeader(b"content-type")

@@ -207,3 +207,68 @@ def test_a_download_is_read_as_the_client_takes_it(port, env, server_process):
     assert send_request(port, b"GET /health HTTP/1.1\nHost: localhost")[0].startswith(
         b"HTTP/1.1 200"
     )
+
+
+USERS_CODE = """
+from training.people.models import User
+from training.people.tokens import create_token
+users = [User.objects.create_user(name, password="x") for name in ("erin", "finn")]
+print(",".join(create_token(user, "upload")[1] for user in users))
+"""
+
+
+def test_a_user_has_two_uploads_at_a_time_and_others_have_theirs(port, env):
+    erin, finn = run_shell(env, USERS_CODE).split(",")
+
+    def start_upload(token):
+        connection = socket.create_connection(("127.0.0.1", port), 5)
+        head = HEAD % (b"/api/v1/datasets/uploads", 5 * MIB)
+        head += b"\nAuthorization: Bearer " + token.encode()
+        connection.sendall(head.replace(b"\n", b"\r\n") + b"\r\n\r\nsome")
+        return connection
+
+    connections = [start_upload(erin) for _ in range(2)]
+    time.sleep(0.5)
+    refused = start_upload(erin)
+    assert refused.recv(100).startswith(b"HTTP/1.1 429")
+    other = start_upload(finn)
+    other.settimeout(1)
+    with pytest.raises(TimeoutError):  # it is accepted, so the server waits for the rest
+        other.recv(100)
+    for connection in (*connections, refused, other):
+        connection.close()
+    time.sleep(0.5)
+    again = start_upload(erin)
+    again.settimeout(1)
+    with pytest.raises(TimeoutError):
+        again.recv(100)
+    again.close()
+
+
+RATE_CODE = """
+import snapml_site.web_server as web
+class Upload(web.LimitedRequest):
+    def __init__(self): pass
+    def reject_request(self): self.is_rejected = True
+def is_ended(seconds, pause, received, is_complete=False):
+    upload = Upload()
+    now = web.time.monotonic()
+    upload.started_at, upload.last_chunk_at = now - seconds, now - pause
+    upload.received, upload.is_complete = received, is_complete
+    upload.check_rate()
+    return int(upload.is_rejected)
+fast = 100 * 2**20
+print("".join(map(str, (
+    is_ended(20, 20, 0), is_ended(40, 1, fast), is_ended(40, 35, fast), is_ended(40, 1, 1000),
+    is_ended(400, 300, 1000, is_complete=True),
+))))
+"""
+
+
+def test_an_upload_that_pauses_or_crawls_is_ended(env):
+    code = RATE_CODE
+    command = [sys.executable, "-c", code]
+    output = subprocess.run(
+        command, cwd=ROOT, env=env, check=True, capture_output=True, text=True
+    ).stdout
+    assert output.strip() == "00110"
