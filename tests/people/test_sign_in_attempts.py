@@ -20,6 +20,7 @@ from training.people.sign_in_attempts import (
     clear_attempts,
     count_attempt,
     get_redis_client,
+    subtract_attempt,
 )
 
 ROOT = Path(__file__).parents[2]
@@ -94,6 +95,14 @@ def test_keys_are_counted_separately_and_can_be_cleared(store):
     assert [count_attempt(key) for key in ("a", "a", "b")] == [1, 2, 1]
     clear_attempts(["a"])
     assert [count_attempt(key) for key in ("a", "b")] == [1, 2]
+
+
+@pytest.mark.django_db
+def test_an_attempt_is_subtracted_only_from_a_counter_that_exists(store):
+    subtract_attempt("a")
+    assert [count_attempt("a"), count_attempt("a")] == [1, 2]
+    subtract_attempt("a")
+    assert count_attempt("a") == 2
 
 
 @pytest.mark.django_db

@@ -68,3 +68,18 @@ def test_the_account_page_stays_small_with_many_tokens(as_alice, alice):
         ApiToken(user=alice, name=f"token {n}", digest=str(n), hint="abcd") for n in range(1_000)
     )
     assert len(as_alice.get("/account").content) < 150_000
+
+
+@pytest.mark.parametrize("days", ["0", "-5", "soon"])
+def test_the_page_refuses_an_impossible_number_of_days(as_alice, alice, days):
+    as_alice.post("/account/tokens", {"name": "a", "scope": "read", "days": days})
+    assert not ApiToken.objects.exists()
+
+
+def test_the_page_lists_valid_tokens_before_all_others(as_alice, alice):
+    tokens.create_token(alice, "still valid")
+    ApiToken.objects.bulk_create(
+        ApiToken(user=alice, name="old", digest=str(n), hint="abcd", revoked_at=timezone.now())
+        for n in range(200)
+    )
+    assert "still valid" in as_alice.get("/account").content.decode()

@@ -21,6 +21,7 @@ from training.people.models import SignInAttempts
 WINDOW_SECONDS = 300  # from the first attempt; then the count restarts
 REDIS_TIMEOUT_SECONDS = 5
 REDIS_PREFIX = "snapml:sign-in:"
+SUBTRACT_SCRIPT = "if redis.call('exists', KEYS[1]) == 1 then redis.call('decr', KEYS[1]) end"
 
 
 class CounterUnavailable(UserError):
@@ -56,8 +57,8 @@ def clear_attempts(keys: Iterable[str]) -> None:
         raise CounterUnavailable from error
 
 
-def uncount_attempt(key: str) -> None:
-    """Take back one attempt, which succeeded.
+def subtract_attempt(key: str) -> None:
+    """Subtract an attempt that was no wrong guess.
 
     Raises:
         CounterUnavailable: Redis does not respond.
@@ -66,7 +67,8 @@ def uncount_attempt(key: str) -> None:
         SignInAttempts.objects.filter(key=key, count__gt=0).update(count=F("count") - 1)
         return
     try:
-        get_redis_client(settings.REDIS_URL).decr(REDIS_PREFIX + key)
+        # In one step: the counter may expire, and a new one would have no expiry
+        get_redis_client(settings.REDIS_URL).eval(SUBTRACT_SCRIPT, 1, REDIS_PREFIX + key)
     except RedisError as error:
         raise CounterUnavailable from error
 

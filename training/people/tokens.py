@@ -6,7 +6,7 @@ import hashlib
 import secrets
 from datetime import datetime, timedelta
 
-from django.db.models import Q
+from django.db.models import Case, Q, QuerySet, When
 from django.utils import timezone
 
 from training.errors import Conflict, NotFound, UserError, to_one_line
@@ -87,6 +87,12 @@ def find_token(secret: str) -> ApiToken | None:
     is_stale = Q(last_used_at=None) | Q(last_used_at__lt=now - timedelta(minutes=1))
     ApiToken.objects.filter(is_stale, pk=token.pk).update(last_used_at=now)
     return token
+
+
+def list_tokens(user: User) -> QuerySet[ApiToken]:
+    """A user's tokens: those that are valid first, and the newest first."""
+    is_valid = Case(When(is_valid_at(timezone.now()), then=1), default=0)
+    return user.tokens.order_by(is_valid.desc(), "-created_at")
 
 
 def revoke_token(user: User, token_id: int) -> None:

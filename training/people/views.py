@@ -26,7 +26,7 @@ from training.people.sign_in_attempts import (
     WINDOW_SECONDS,
     clear_attempts,
     count_attempt,
-    uncount_attempt,
+    subtract_attempt,
 )
 
 MAX_TRIES = 10  # for one username from one address
@@ -57,7 +57,7 @@ class SignIn(auth.LoginView):
         """
         clear_attempts([self.name_key])
         if self.address_key:
-            uncount_attempt(self.address_key)
+            subtract_attempt(self.address_key)
         return super().form_valid(form)
 
     @property
@@ -97,7 +97,7 @@ class ChangePassword(auth.PasswordChangeView):
 
     def form_invalid(self, form: Any) -> HttpResponse:
         if "old_password" not in form.errors:  # it was no wrong guess
-            uncount_attempt(self.attempts_key)
+            subtract_attempt(self.attempts_key)
         return super().form_invalid(form)
 
     @property
@@ -120,7 +120,7 @@ def show_account(request: AuthenticatedRequest) -> HttpResponse:
 def build_account_context(request: AuthenticatedRequest) -> dict[str, Any]:
     visible_teams = teams.list_visible_teams(request.user)
     return {
-        "tokens": request.user.tokens.order_by("-created_at")[:MAX_LISTED_TOKENS],
+        "tokens": tokens.list_tokens(request.user)[:MAX_LISTED_TOKENS],
         "days_choices": TOKEN_DAYS,
         "teams": [
             (team, list(team.memberships.all()), teams.can_manage_team(request.user, team))
@@ -139,7 +139,7 @@ def create_token(request: AuthenticatedRequest) -> HttpResponse:
         request.user,
         request.POST.get("name", ""),
         request.POST.get("scope", Scope.READ),
-        days=parse_int_or_zero(request.POST.get("days", "")) or None,
+        days=parse_int_or_zero(days) if (days := request.POST.get("days", "")) else None,
     )
     return render(
         request, "people/account.html", {**build_account_context(request), "secret": secret}
