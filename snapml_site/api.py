@@ -23,8 +23,8 @@ from training.datasets.api import router as datasets
 from training.errors import NotAllowed, UserError
 from training.gpus.api import router as gpus
 from training.people.api import router as people
+from training.people.current_user import current_username
 from training.people.models import Scope, User
-from training.people.requests import current_username
 from training.people.tokens import find_token
 from training.runs.api import router as runs
 from training.text_input import check_text, parse_json

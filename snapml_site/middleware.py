@@ -28,7 +28,7 @@ from django.shortcuts import redirect, render
 from django.urls import reverse
 
 from training.errors import TooLarge, UserError, find_storage_error
-from training.people.requests import current_username
+from training.people.current_user import current_username
 from training.text_input import InvalidInput, check_text, clean_value
 
 # What Django raises while it reads the form of a request
@@ -55,10 +55,25 @@ class LoginRequiredMiddleware(middleware.LoginRequiredMiddleware):
         return super().handle_no_permission(request, view_func)
 
 
+class CurrentUserMiddleware:
+    """Sets the user for whom the request's child programs count."""
+
+    sync_capable = True
+    async_capable = False
+
+    def __init__(self, get_response: Callable[[HttpRequest], HttpResponseBase]) -> None:
+        self.get_response = get_response
+
+    def __call__(self, request: HttpRequest) -> HttpResponseBase:
+        token = current_username.set(request.user.get_username())
+        try:
+            return self.get_response(request)
+        finally:
+            current_username.reset(token)
+
+
 class OneTimePasswordMiddleware:
-    """A user with a one-time password can only change it and open public pages. Child programs of
-    the request count for its user.
-    """
+    """A user with a one-time password can only change it and open public pages."""
 
     sync_capable = True
     async_capable = False
@@ -72,7 +87,6 @@ class OneTimePasswordMiddleware:
     def process_view(
         self, request: HttpRequest, view: Any, _args: object, _kwargs: object
     ) -> HttpResponseBase | None:
-        current_username.set(request.user.get_username())
         match = request.resolver_match
         is_open = not getattr(view, "login_required", True)
         if is_open or not request.user.is_authenticated or not request.user.must_change_password:

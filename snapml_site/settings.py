@@ -28,6 +28,7 @@ from huey import Huey, RedisHuey
 from huey.serializer import SignedSerializer
 
 from training.child_slots import ChildSlots
+from training.process_identity import get_host_name
 from training.sqlite_queue import BlockingSqliteStorage
 
 BASE_DIR = Path(__file__).resolve().parent.parent
@@ -99,6 +100,7 @@ MIDDLEWARE = [
     "django.contrib.messages.middleware.MessageMiddleware",
     "django.middleware.clickjacking.XFrameOptionsMiddleware",
     "django_htmx.middleware.HtmxMiddleware",
+    "snapml_site.middleware.CurrentUserMiddleware",
     "snapml_site.middleware.LoginRequiredMiddleware",
     "snapml_site.middleware.OneTimePasswordMiddleware",
     "snapml_site.middleware.UserErrorMiddleware",
@@ -256,9 +258,8 @@ PROXIES = [p.strip() for p in os.environ.get("SNAPML_PROXIES", "").split(",") if
 
 # Crashes of an engine in a row without a new checkpoint until its run fails as a crash loop
 MAX_CRASHES = int(os.environ.get("SNAPML_MAX_CRASHES", "3"))
-CHILD_SLOTS = ChildSlots(
-    HOME / "slots", int(os.environ.get("SNAPML_MAX_PROGRAMS", "0")) or os.cpu_count() or 1
-)
+MAX_PROGRAMS = int(os.environ.get("SNAPML_MAX_PROGRAMS", "0")) or os.cpu_count() or 1
+CHILD_SLOTS = ChildSlots(HOME / "slots" / get_host_name(), MAX_PROGRAMS)
 MAX_QUEUED_RUNS = int(os.environ.get("SNAPML_MAX_QUEUED_RUNS", "100"))
 INFERENCE_URL = os.environ.get("INFERENCE_URL", "").rstrip("/")
 INFERENCE_TOKEN = os.environ.get("INFERENCE_TOKEN", "")

@@ -22,6 +22,7 @@ IMPORT_ORDER = [
         "training.formatting",
         "training.engine",
         "training.child_process",
+        "training.child_slots",
         "training.process_identity",
         "training.sqlite_queue",
         "training.zip_errors",

@@ -17,7 +17,7 @@ HOLD_PROGRAM = """
 import sys
 from pathlib import Path
 from training.child_slots import ChildSlots
-with ChildSlots(Path(sys.argv[1]), 1).hold_background(on_wait=lambda: None):
+with ChildSlots(Path(sys.argv[1]), 1).hold_background_slot(on_wait=lambda: None):
     print("held", flush=True)
     sys.stdin.readline()
 """
@@ -29,25 +29,25 @@ def slots(tmp_path):
 
 
 def hold_background(slots, **options):
-    return slots.hold_background(on_wait=lambda: None, **options)
+    return slots.hold_background_slot(on_wait=lambda: None, **options)
 
 
 def test_all_slots_and_the_interactive_one_can_be_held_at_once(slots):
     with ExitStack() as stack:
         for _ in range(2):
             stack.enter_context(hold_background(slots))
-        stack.enter_context(slots.hold_interactive("alice", seconds=0))
+        stack.enter_context(slots.hold_interactive_slot("alice", seconds=0))
         with raises_user_error(SlotsBusy, code="slots_busy"):
-            stack.enter_context(slots.hold_interactive("bob", seconds=0))
-    with slots.hold_interactive("bob", seconds=0):
+            stack.enter_context(slots.hold_interactive_slot("bob", seconds=0))
+    with slots.hold_interactive_slot("bob", seconds=0):
         pass
 
 
 def test_a_user_has_one_interactive_slot(slots):
-    with slots.hold_interactive("alice", seconds=0):
-        with raises_user_error(SlotsBusy), slots.hold_interactive("alice", seconds=0.1):
+    with slots.hold_interactive_slot("alice", seconds=0):
+        with raises_user_error(SlotsBusy), slots.hold_interactive_slot("alice", seconds=0.1):
             pass
-        with slots.hold_interactive("bob", seconds=0):
+        with slots.hold_interactive_slot("bob", seconds=0):
             pass
 
 
@@ -56,7 +56,7 @@ def test_a_flood_of_one_user_delays_another_by_no_program(slots):
 
     def run_programs():
         nonlocal running, most
-        with slots.hold_interactive("flood", seconds=30):
+        with slots.hold_interactive_slot("flood", seconds=30):
             with lock:
                 running += 1
                 most = max(most, running)
@@ -68,7 +68,7 @@ def test_a_flood_of_one_user_delays_another_by_no_program(slots):
     for thread in threads:
         thread.start()
     for _ in range(5):
-        with slots.hold_interactive("other", seconds=0):
+        with slots.hold_interactive_slot("other", seconds=0):
             time.sleep(0.01)
     for thread in threads:
         thread.join()
@@ -82,7 +82,7 @@ def test_a_background_program_waits_for_a_slot_and_says_so(slots):
             stack.enter_context(hold_background(slots))
 
         def wait():
-            with slots.hold_background(on_wait=lambda: events.append("waits")):
+            with slots.hold_background_slot(on_wait=lambda: events.append("waits")):
                 events.append("runs")
 
         thread = threading.Thread(target=wait)
@@ -112,10 +112,10 @@ def test_a_slot_of_a_killed_process_is_free_again(tmp_path):
     with subprocess.Popen(command, cwd=ROOT, **pipes) as holder:
         assert holder.stdout.readline() == "held\n"
         slots = ChildSlots(folder, 1)
-        with slots.hold_interactive("alice", seconds=0):  # in the slot that is kept for pages
-            with raises_user_error(SlotsBusy), slots.hold_interactive("bob", seconds=0.1):
+        with slots.hold_interactive_slot("alice", seconds=0):  # in the slot that is kept for pages
+            with raises_user_error(SlotsBusy), slots.hold_interactive_slot("bob", seconds=0.1):
                 pass
             holder.kill()
             holder.wait()
-            with slots.hold_interactive("bob", seconds=5):
+            with slots.hold_interactive_slot("bob", seconds=5):
                 pass

@@ -19,6 +19,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Generator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -182,8 +183,15 @@ class RequestProcess:
         self._child: subprocess.Popen[str] | None = None
         self._lock = threading.Lock()
 
-    def send_request(self, message: Message, *, cwd: Path) -> Message | None:
-        """The response; None if the program failed or took more than `max_seconds`.
+    def send_request(
+        self,
+        message: Message,
+        *,
+        cwd: Path,
+        slot: AbstractContextManager[None] | None = None,
+    ) -> Message | None:
+        """The response; None if the program failed or took more than `max_seconds`. `slot` is held
+        while the program works on this request.
 
         Raises:
             TimeoutError: earlier requests did not finish within `max_seconds`.
@@ -191,26 +199,30 @@ class RequestProcess:
         if not self._lock.acquire(timeout=self.max_seconds):
             raise TimeoutError
         try:
-            # A child that is exiting because it is idle may still look alive. In that case, start
-            # a new one and send the request again.
-            for _ in range(2):
-                child = self._ensure_child(cwd)
-                started = time.monotonic()
-                timer = threading.Timer(self.max_seconds, child.kill)
-                timer.start()
-                try:
-                    line = self._exchange_line(child, json.dumps(message))
-                finally:
-                    timer.cancel()
-                if line.endswith("\n"):  # otherwise it was killed while it was writing
-                    response: Message = json.loads(line)
-                    return response
-                self._child = None
-                if time.monotonic() - started > self.max_seconds:
-                    break
-            return None
+            with slot or nullcontext():
+                return self._exchange(message, cwd)
         finally:
             self._lock.release()
+
+    def _exchange(self, message: Message, cwd: Path) -> Message | None:
+        # A child that is exiting because it is idle may still look alive. In that case, start a new
+        # one and send the request again.
+        for _ in range(2):
+            child = self._ensure_child(cwd)
+            started = time.monotonic()
+            timer = threading.Timer(self.max_seconds, child.kill)
+            timer.start()
+            try:
+                line = self._exchange_line(child, json.dumps(message))
+            finally:
+                timer.cancel()
+            if line.endswith("\n"):  # otherwise it was killed while it was writing
+                response: Message = json.loads(line)
+                return response
+            self._child = None
+            if time.monotonic() - started > self.max_seconds:
+                break
+        return None
 
     @staticmethod
     def _exchange_line(child: subprocess.Popen[str], line: str) -> str:

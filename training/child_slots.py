@@ -43,7 +43,7 @@ class ChildSlots:
     count: int
 
     @contextmanager
-    def hold_interactive(self, user: str, *, seconds: float) -> Iterator[None]:
+    def hold_interactive_slot(self, user: str, *, seconds: float) -> Iterator[None]:
         """Wait up to `seconds` for a slot, and hold it. A user has at most one, so that a flood of
         one user's requests leaves the other slots to others.
 
@@ -60,7 +60,7 @@ class ChildSlots:
             yield
 
     @contextmanager
-    def hold_background(
+    def hold_background_slot(
         self, *, on_wait: Callable[[], None], cancelled: threading.Event | None = None
     ) -> Iterator[None]:
         """Wait for a slot as long as it takes, and hold it. `on_wait` is called once if there is
@@ -86,7 +86,7 @@ class ChildSlots:
         cancelled: threading.Event | None = None,
     ) -> Iterator[None]:
         self.folder.mkdir(parents=True, exist_ok=True)
-        while (descriptor := lock_first(paths)) is None:
+        while (descriptor := lock_first_free_file(paths)) is None:
             if on_wait is not None:
                 on_wait()
                 on_wait = None
@@ -102,7 +102,7 @@ class ChildSlots:
                 os.close(descriptor)
 
 
-def lock_first(paths: Sequence[Path]) -> int | None:
+def lock_first_free_file(paths: Sequence[Path]) -> int | None:
     """Lock the first file that nobody has locked. Its descriptor, or None if all are locked."""
     for path in paths:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)

@@ -70,11 +70,12 @@ class TooLarge(UserError):
 
 
 class StorageError(UserError):
-    """A disk is full or over quota, or its file system is read-only. No retry helps before somebody
-    acts.
+    """A disk is full or over quota, or its file system is read-only. A retry does not help until
+    somebody frees space or makes the file system writable.
     """
 
     status = 507
+    codes = ("disk_full", "disk_read_only")
 
 
 class LibraryPanic(UserError):

@@ -338,7 +338,7 @@ def build_error_event(error: Exception) -> StreamEvent:
         reason = {"param": error.param or None, "code": error.code or None}
         return {"error": str(error), "fault": "client", **reason}
     if isinstance(error, UserError):
-        # The field of any other error is none of the request's
+        # The field of any other error is not a field of the request
         param = error.field if isinstance(error, DataError) else ""
         reason = {"param": param or None, "code": error.code or None}
         return {"error": str(error), "fault": "client", **reason}

@@ -76,7 +76,7 @@ def test_a_run_lists_the_rows_that_it_left_out(tiny_run, engine_here):
     folder = tiny_run(rows=[rejected, *tiny.ROWS], max_steps=2, skip_invalid_rows=True)
     assert engine_here([str(folder)]) == 0
     (start,) = (event for event in tiny.read_events(folder) if event["kind"] == "start")
-    assert start["left_out_rows"] == 1 and start["rows"] == len(tiny.ROWS) - 4
+    assert start["excluded_row_count"] == 1 and start["rows"] == len(tiny.ROWS) - 4
     assert (start["excluded_rows"], start["excluded_eval_rows"]) == ("1", "")
 
 
@@ -84,7 +84,7 @@ def test_excluded_rows_are_not_trained(tiny_run, engine_here):
     folder = tiny_run(max_steps=2, excluded_rows="1-2, 5", excluded_eval_rows="1")
     assert engine_here([str(folder)]) == 0
     (start,) = (event for event in tiny.read_events(folder) if event["kind"] == "start")
-    assert (start["left_out_rows"], start["excluded_rows"]) == (3, "1-2, 5")
+    assert (start["excluded_row_count"], start["excluded_rows"]) == (3, "1-2, 5")
     assert (start["rows"], start["excluded_eval_rows"]) == (len(tiny.ROWS) - 7, "1")
 
 

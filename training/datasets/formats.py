@@ -190,22 +190,20 @@ def detect_text_format(head: str, name: str, **options: Any) -> Format:
     is_json_name = extension_format in ("json", "jsonl")
     if json_kind and (is_json_name or not extension_format or begins_with_json_row(head)):
         return Format(json_kind, **options)
-    is_table = extension_format == "csv" or (
-        bool(detect_delimiter(head, name))
-        and (not extension_format or has_known_header(head, name))
-    )
-    if is_table:
-        return Format("csv", delimiter=detect_delimiter(head, name) or ",", **options)
+    delimiter = detect_delimiter(head, name)
+    is_table = delimiter and (not extension_format or has_known_header(head, delimiter))
+    if extension_format == "csv" or is_table:
+        return Format("csv", delimiter=delimiter or ",", **options)
     if is_json_name:
         return Format(extension_format, **options)
     return Format("text", **options)
 
 
-def has_known_header(head: str, name: str) -> bool:
+def has_known_header(head: str, delimiter: str) -> bool:
     """Whether a text file is a table: its first line names a prompt and an answer, or messages, as
     in Excel's "Text (tab delimited)".
     """
-    cells = head.lstrip("\ufeff").split("\n", 1)[0].split(detect_delimiter(head, name))
+    cells = head.lstrip("\ufeff").split("\n", 1)[0].split(delimiter)
     names = {cell.strip().strip('"').lower() for cell in cells}
     has_pair = names & {*PART_ALIASES["prompt"]} and names & {*PART_ALIASES["completion"]}
     return bool(has_pair or names & {"messages", "conversations"})

@@ -10,6 +10,7 @@ import re
 from collections.abc import Generator, Iterator, Mapping
 from typing import Any
 
+from training.datasets.column_mapping import PART_ALIASES
 from training.datasets.errors import BadRow
 from training.datasets.rows import MAX_ROW_BYTES, belongs_to_conversation, find_split, is_message
 from training.datasets.values import WrittenFloat, check_unique_keys
@@ -24,9 +25,6 @@ EDGE = 16
 WRAPPER_KEYS = frozenset(
     ("data", "rows", "records", "examples", "items", "samples", "instances", "dataset", "results")
 )
-# Keys of a row, which is no wrapper
-PROMPT_KEYS = frozenset(("prompt", "question", "query", "instruction", "input", "user", "human"))
-ANSWER_KEYS = frozenset(("completion", "answer", "response", "output", "target", "assistant"))
 KEY_COLUMN = "key"  # of the rows under several keys
 NumberedValue = tuple[int, dict[str, Any] | BadRow]
 Rows = Generator[NumberedValue, None, bool]  # returns whether reading can go on
@@ -257,7 +255,7 @@ def find_row_keys(value: Mapping[str, Any]) -> list[str]:
         return []
     keys = [key for key, inner in value.items() if is_list_of_rows(inner)]
     texts = {key.lower() for key, inner in value.items() if isinstance(inner, str)}
-    if texts & PROMPT_KEYS and texts & ANSWER_KEYS:
+    if texts & {*PART_ALIASES["prompt"]} and texts & {*PART_ALIASES["completion"]}:
         return []
     for key in keys:
         if key.lower() in WRAPPER_KEYS and "columns" not in value:

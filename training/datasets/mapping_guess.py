@@ -192,8 +192,8 @@ def guess_preference(sample: Sequence[Record], lower: Mapping[str, str]) -> Colu
 def find_answer_column(
     sample: Sequence[Record], lower: Mapping[str, str], part: str, pattern: re.Pattern[str]
 ) -> str:
-    """The column of the chosen or rejected answers, or an empty text. Their scores and models are
-    none.
+    """The column of the chosen or rejected answers, or an empty text. Columns with their scores or
+    models are left aside.
     """
     names = [
         name

@@ -27,9 +27,9 @@ from training.datasets.models import Dataset, Upload, UploadState
 from training.errors import Conflict, UserError, to_one_line
 from training.jobs.models import JobState
 from training.jobs.services import enqueue_job
+from training.people.current_user import hold_program_slot
 from training.people.models import User
 from training.people.permissions import check_changeable
-from training.people.requests import hold_interactive_slot
 
 UPLOAD_KIND = "upload"
 DETECTION_TIMEOUT = 40  # the program's own limit is 20 s of CPU
@@ -65,7 +65,7 @@ def receive_files(
     Raises:
         BadFile: empty, binary or not UTF-8.
         UserError: not enough disk space.
-        OSError: for example a full disk. Nothing is saved in all cases.
+        OSError: for example a full disk. In each case nothing is saved.
     """
     size = sum(path.stat().st_size for path, _, _ in files)
     if shutil.disk_usage(settings.HOME).free < 3 * size:
@@ -124,7 +124,7 @@ def run_detection(upload: Upload) -> None:
     """
     write_params(upload.folder, build_params(upload))
     try:
-        with hold_interactive_slot():
+        with hold_program_slot():
             result = run_child(
                 "training.datasets.program",
                 "detect",

@@ -21,8 +21,9 @@ from training.engine.settings import (
 )
 from training.errors import ConfigError
 
+EXCLUDED_ROW_SETTINGS = ("excluded_rows", "excluded_eval_rows")  # of both splits
 # Settings that say which rows of the data are used
-ROW_SETTINGS = ("skip_invalid_rows", "excluded_rows", "excluded_eval_rows")
+ROW_SETTINGS = ("skip_invalid_rows", *EXCLUDED_ROW_SETTINGS)
 
 
 def check_row_numbers(text: str, name: str) -> None:
@@ -155,11 +156,13 @@ class RunConfig(MethodSettings):
         "",
         "Numbers of training rows that are left out, such as 3, 17-20. A run with "
         "skip_invalid_rows adds those that it left out.",
+        recommended="empty",
         advanced=True,
     )
     excluded_eval_rows: str = setting_field(
         "",
         "Numbers of held-out rows that are left out, in the same form.",
+        recommended="empty",
         advanced=True,
     )
     precision: str = setting_field(
@@ -255,7 +258,7 @@ class RunConfig(MethodSettings):
                     f"{f.name} is {value!r}, but must be one of {', '.join(choices)}.",
                     field=f.name,
                 )
-        for name in ROW_SETTINGS[1:]:
+        for name in EXCLUDED_ROW_SETTINGS:
             check_row_numbers(getattr(self, name), name)
         self.check_inapplicable_settings()
         check_method_settings(self)

@@ -44,7 +44,7 @@ EVENT_KINDS: dict[str, EventKind] = {
     "start": _build_kind(
         "the data and the model are loaded and the steps are planned",
         "attempt step total_steps epochs rows eval_rows tokens trained_tokens truncated_rows "
-        "empty_rows left_out_rows excluded_rows excluded_eval_rows trainable_parameters "
+        "empty_rows excluded_row_count excluded_rows excluded_eval_rows trainable_parameters "
         "parameters device precision optimizer threads chat_template versions",
     ),
     "resume": _build_kind(
@@ -87,7 +87,9 @@ EVENT_KINDS: dict[str, EventKind] = {
 
 
 class BrokenJournal(Exception):
-    """The journal is damaged: a line is no event, or a part of it was lost. No retry helps."""
+    """The journal is damaged: a line is not an event, or part of it was lost. A retry does not
+    help.
+    """
 
 
 class Journal:
@@ -95,7 +97,7 @@ class Journal:
     engine left.
 
     Raises:
-        BrokenJournal: the last complete line is no event.
+        BrokenJournal: the last complete line is not an event.
     """
 
     def __init__(self, run_dir: Path) -> None:
@@ -184,7 +186,7 @@ def read_events(
     last line is left for a later call.
 
     Raises:
-        BrokenJournal: a line is no event.
+        BrokenJournal: a line is not an event.
     """
     with path.open("rb") as file:
         file.seek(offset)
@@ -202,7 +204,7 @@ def parse_event(line: bytes) -> dict[str, Any]:
         event: dict[str, Any] = json.loads(line)
         kinds = type(event["seq"]), type(event["kind"]), isinstance(event["time"], int | float)
     except (ValueError, LookupError, TypeError, RecursionError) as error:
-        raise BrokenJournal(f"The journal is damaged: {line[:40]!r} is no event.") from error
+        raise BrokenJournal(f"The journal is damaged: {line[:40]!r} is not an event.") from error
     if kinds != (int, str, True):
-        raise BrokenJournal(f"The journal is damaged: {line[:40]!r} is no event.")
+        raise BrokenJournal(f"The journal is damaged: {line[:40]!r} is not an event.")
     return event

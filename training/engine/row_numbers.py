@@ -15,7 +15,7 @@ def parse_row_numbers(text: str) -> list[range]:
     for part in text.split(",") if text.strip() else []:
         match = RANGE_PATTERN.fullmatch(part)
         if match is None:
-            raise ValueError(f"{part.strip()[:40]!r} is no row number and no range")
+            raise ValueError(f"{part.strip()[:40]!r} is not a row number or range")
         first, last = int(match[1]), int(match[2] or match[1])
         if last < first or (ranges and first < ranges[-1].stop):
             raise ValueError(f"{part.strip()[:40]!r} is not in ascending order")

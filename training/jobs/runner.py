@@ -332,7 +332,7 @@ def follow_program(
         environment=environment or child_environment(),
         cancelled=cancelled.get(job.pk),
     )
-    slot = settings.CHILD_SLOTS.hold_background(
+    slot = settings.CHILD_SLOTS.hold_background_slot(
         on_wait=lambda: save_progress(job, {"message": "waiting for other programs"}),
         cancelled=cancelled.get(job.pk),
     )

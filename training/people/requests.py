@@ -1,31 +1,16 @@
-"""Helpers for views: the type of an authenticated request, ids from text, and async streams."""
+"""Helpers for views: the type of an authenticated request, the client's address, ids from text, and
+async streams.
+"""
 
 import ipaddress
 from collections.abc import AsyncIterator, Iterator
-from contextlib import AbstractContextManager
-from contextvars import ContextVar
 from functools import partial
 
 from asgiref.sync import sync_to_async
 from django.conf import settings
 from django.http import HttpRequest
 
-from training.child_slots import ChildSlots
 from training.people.models import User
-
-SLOT_TIMEOUT_SECONDS = 30.0
-# The user of the request that this code works for; empty outside of requests
-current_username: ContextVar[str] = ContextVar("current_username", default="")
-
-
-def hold_interactive_slot() -> AbstractContextManager[None]:
-    """Wait for a slot for a child program that the current user waits for.
-
-    Raises:
-        SlotsBusy: no slot became free within SLOT_TIMEOUT_SECONDS.
-    """
-    slots: ChildSlots = settings.CHILD_SLOTS
-    return slots.hold_interactive(current_username.get(), seconds=SLOT_TIMEOUT_SECONDS)
 
 
 class AuthenticatedRequest(HttpRequest):

@@ -2,8 +2,8 @@
 tool call, or the tools without an error, and the model would learn an answer to something else.
 
 A text that is found in the rendered row is kept. Where a text may be found by chance, the row is
-rendered again with a mark in each of them. What is found neither way is given another value alone:
-if nothing changes, the template drops it.
+rendered again with a sentinel in each of them. What is found neither way is given another value
+alone: if nothing changes, the template drops it.
 """
 
 from __future__ import annotations
@@ -28,6 +28,8 @@ def check_template_keeps_row(
         DataError: the template drops a message, a tool call, its arguments, or the tools.
     """
 
+    messages = row["messages"]
+
     def is_dropped(**changes: Any) -> bool:
         try:
             return render(row | changes) == text
@@ -39,27 +41,11 @@ def check_template_keeps_row(
         changed[index] = messages[index] | changes
         return is_dropped(messages=changed)
 
-    messages = row["messages"]
-    marked = render_marked(row, render) if any(map(is_often_dropped, messages)) else ""
+    tested = render_sentinels(row, render) if any(map(is_often_dropped, messages)) else ""
     for index, message in enumerate(messages):
         is_dropped_here = partial(is_change_dropped, index)
-        check_calls(message, index, (text, marked), is_dropped_here)
-        content = message.get("content") or ""
-        if not content.strip():
-            continue
-        is_in_text = content.strip() in text
-        is_kept = make_mark(index) in marked or (is_in_text and not is_often_dropped(message))
-        is_trained_in_part = index in answers and not is_in_text
-        if (not is_kept and is_dropped_here(content=content + CHANGE)) or (
-            is_trained_in_part and is_dropped_here(content=CHANGE + content)
-        ):
-            raise DataError(
-                f"The model's chat template drops the content of message {index + 1} "
-                f"({message['role']}) or its beginning. Use a model whose template supports it, or "
-                "move the text into another message.",
-                field="messages",
-                code="template_drops_message",
-            )
+        check_calls(message, index, (text, tested), is_dropped_here)
+        check_content(message, index, (text, tested), is_dropped_here, is_answer=index in answers)
     if row.get("tools") and is_dropped(tools=None):
         raise DataError(
             "The model's chat template drops the tools. Use a model whose template supports tools, "
@@ -69,26 +55,61 @@ def check_template_keeps_row(
         )
 
 
+def check_content(
+    message: dict[str, Any],
+    index: int,
+    texts: tuple[str, str],
+    is_change_dropped: Callable[..., bool],
+    *,
+    is_answer: bool,
+) -> None:
+    """`texts` are the rendered row without and with sentinels. An answer is kept from its first
+    character on.
+
+    Raises:
+        DataError: the template drops the content of the message.
+    """
+    text, tested = texts
+    content = message.get("content") or ""
+    if not content.strip():
+        return
+    is_in_text = content.strip() in text
+    is_kept = make_sentinel(index) in tested or (is_in_text and not is_often_dropped(message))
+    is_dropped = not is_kept and is_change_dropped(content=content + CHANGE)
+    if is_answer and not is_in_text:
+        is_dropped = is_dropped or is_change_dropped(content=CHANGE + content)
+    if is_dropped:
+        raise DataError(
+            f"The model's chat template drops the content of message {index + 1} "
+            f"({message['role']}) or its beginning. Use a model whose template supports it, or "
+            "move the text into another message.",
+            field="messages",
+            code="template_drops_message",
+        )
+
+
 def is_often_dropped(message: dict[str, Any]) -> bool:
     """Whether templates drop such messages, so that a short text may be found by chance."""
     return message["role"] in ("system", "tool") or "tool_calls" in message
 
 
-def make_mark(*position: int) -> str:
+def make_sentinel(*position: int) -> str:
     """A text that is found only if the template shows the value at this position."""
     return "-".join([CHANGE, *map(str, position)]) + "."
 
 
-def render_marked(row: dict[str, Any], render: Render) -> str:
-    """The row, rendered with a mark in each content and call. Empty if the template rejects it."""
+def render_sentinels(row: dict[str, Any], render: Render) -> str:
+    """The row, rendered with a sentinel in each content and call. Empty if the template rejects
+    it.
+    """
     messages = []
     for index, message in enumerate(row["messages"]):
         marked = {**message}
         if (message.get("content") or "").strip():
-            marked["content"] = message["content"] + make_mark(index)
+            marked["content"] = message["content"] + make_sentinel(index)
         if "tool_calls" in message:
             marked["tool_calls"] = [
-                mark_call(call, make_mark(index, number))
+                add_sentinel(call, make_sentinel(index, number))
                 for number, call in enumerate(message["tool_calls"])
             ]
         messages.append(marked)
@@ -98,10 +119,10 @@ def render_marked(row: dict[str, Any], render: Render) -> str:
         return ""
 
 
-def mark_call(call: dict[str, Any], mark: str) -> dict[str, Any]:
+def add_sentinel(call: dict[str, Any], sentinel: str) -> dict[str, Any]:
     """The call with one more argument."""
     function = call["function"]
-    arguments = {**(function.get("arguments") or {}), mark: mark}
+    arguments = {**(function.get("arguments") or {}), sentinel: sentinel}
     return call | {"function": function | {"arguments": arguments}}
 
 
@@ -111,18 +132,18 @@ def check_calls(
     texts: tuple[str, str],
     is_change_dropped: Callable[..., bool],
 ) -> None:
-    """`texts` are the rendered row without and with marks.
+    """`texts` are the rendered row without and with sentinels.
 
     Raises:
         DataError: the template drops a tool call of the message, or its arguments.
     """
-    text, marked = texts
+    text, tested = texts
     calls = message.get("tool_calls", [])
     for number, call in enumerate(calls):
         changed = [*calls]
-        changed[number] = mark_call(call, CHANGE)
+        changed[number] = add_sentinel(call, CHANGE)
         name = call["function"]["name"]
-        is_found = name in text and make_mark(index, number) in marked
+        is_found = name in text and make_sentinel(index, number) in tested
         if not is_found and (name not in text or is_change_dropped(tool_calls=changed)):
             raise DataError(
                 f"The model's chat template drops the tool call `{name[:80]}` (message "

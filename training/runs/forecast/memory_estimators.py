@@ -22,7 +22,7 @@ from training.engine.files import write_atomically
 from training.engine.memory_estimator import MemoryEstimator, get_scaling_setting
 from training.engine.methods import METHODS
 from training.errors import UserError
-from training.people.requests import hold_interactive_slot
+from training.people.current_user import hold_program_slot
 
 # Increase it when the engine's steps or the estimator's JSON change, so that old files are ignored.
 CACHE_VERSION = 8
@@ -170,10 +170,10 @@ class EstimatorProcess(RequestProcess):
         Raises:
             UserError: the process failed or did not respond within TIMEOUT_SECONDS.
             SimulationBusy: other requests kept the process busy for that long.
+            SlotsBusy: too many programs run on this host.
         """
         try:
-            with hold_interactive_slot():
-                response = self.send_request(request, cwd=settings.BASE_DIR)
+            response = self.send_request(request, cwd=settings.BASE_DIR, slot=hold_program_slot())
         except TimeoutError as error:
             raise SimulationBusy(
                 "Other memory simulations are running. Try again in a minute."

@@ -10,7 +10,7 @@ from typing import Any
 from training.catalog.metadata import list_linear_layers
 from training.catalog.models import BaseModel
 from training.datasets.models import DatasetVersion
-from training.engine.config import RunConfig
+from training.engine.config import EXCLUDED_ROW_SETTINGS, RunConfig
 from training.engine.methods import METHODS
 from training.engine.row_numbers import format_row_numbers, parse_row_numbers
 from training.errors import UserError
@@ -67,12 +67,11 @@ def check_data_fits_model(
     *,
     skip_invalid_rows: bool,
     split: str = "training",
-    first_rows: int = 2**31,
 ) -> None:
-    """Raises UserError: the model's chat template rejects one of the first rows of the split, or
-    with `skip_invalid_rows` all of them.
+    """Raises UserError: the model's chat template rejects a row of the split, or with
+    `skip_invalid_rows` all of them.
     """
-    if lengths is None or not any(n <= first_rows for n in lengths.invalid_numbers):
+    if lengths is None or not lengths.invalid_numbers:
         return
     is_partly_valid = lengths.invalid_rows < lengths.measured_rows
     if skip_invalid_rows and is_partly_valid:
@@ -96,16 +95,14 @@ def check_excluded_rows(config: RunConfig, version: DatasetVersion) -> None:
     """Raises UserError: `excluded_rows` or `excluded_eval_rows` names rows that the data does not
     have, or leaves none to train on.
     """
-    for field, rows in (
-        ("excluded_rows", version.train_rows),
-        ("excluded_eval_rows", version.eval_rows),
-    ):
+    row_counts = (version.train_rows, version.eval_rows)
+    for field, rows in zip(EXCLUDED_ROW_SETTINGS, row_counts, strict=True):
         ranges = parse_row_numbers(getattr(config, field))
         last = ranges[-1].stop - 1 if ranges else 0
         if last > rows:
             raise UserError(
-                f"{field} names row {last:,}, but {version} has {rows:,} such rows. Was it made "
-                "for other data?",
+                f"{field} names row {last:,}, but {version} has {rows:,} such rows. The list is "
+                "for another dataset or version.",
                 field=field,
             )
         if field == "excluded_rows" and rows and sum(map(len, ranges)) >= rows:
@@ -219,9 +216,8 @@ def get_length_warnings(truncation: dict[str, Any], config: RunConfig) -> list[s
     if invalid_rows and config.skip_invalid_rows:
         warnings.append(
             f"{invalid_rows:,} of {measured_rows:,} rows are left out, because the model's chat "
-            "template rejects them. The run records their numbers "
-            f"({format_first_numbers(truncation['invalid_numbers'])}). The first is "
-            f"{truncation['fault']}"
+            f"template rejects them ({format_first_numbers(truncation['invalid_numbers'])}). The "
+            f"first is {truncation['fault']}"
         )
     if truncation["empty"] > invalid_rows:
         warnings.append(

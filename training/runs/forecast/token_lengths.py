@@ -11,7 +11,7 @@ import hashlib
 import json
 import subprocess
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -28,8 +28,8 @@ from training.engine.batches import build_epoch_batches, get_sequence_length
 from training.engine.config import RunConfig
 from training.engine.files import write_atomically
 from training.engine.row_numbers import list_row_numbers
-from training.errors import UserError
-from training.people.requests import hold_interactive_slot
+from training.errors import StorageError, UserError
+from training.people.current_user import hold_program_slot
 
 # About 1 ms each. Of a larger dataset every n-th row is measured, and the page says so.
 MAX_MEASURED_ROWS = 20_000
@@ -61,6 +61,7 @@ class TokenLengths:
     # Numbers of the rows that the chat template rejects, and why it rejects the first of them
     invalid_numbers: tuple[int, ...] = ()
     faults: Mapping[int, str] = field(default_factory=dict)
+    stride: int = 1  # every n-th row was measured
     special_token_rows: int = 0  # rows of plain text that hold special tokens of the model
 
     @property
@@ -82,22 +83,30 @@ class TokenLengths:
     def exclude_rows(self, excluded_rows: str) -> TokenLengths:
         """The lengths without the rows that the setting `excluded_rows` names."""
         excluded = set(list_row_numbers(excluded_rows, self.rows))
-        if not excluded:
+        return self.select_rows(lambda number: number not in excluded, self.rows - len(excluded))
+
+    def take_first(self, rows: int) -> TokenLengths:
+        """The lengths of the first rows."""
+        return self.select_rows(lambda number: number <= rows, min(rows, self.rows))
+
+    def select_rows(self, is_selected: Callable[[int], bool], rows: int) -> TokenLengths:
+        """The lengths of the rows with these numbers, `rows` in all."""
+        if rows == self.rows:
             return self
-        stride = get_stride(self.rows)
-        kept = np.array(
-            [index * stride + 1 not in excluded for index in range(self.measured_rows)], dtype=bool
+        selected = np.array(
+            [is_selected(index * self.stride + 1) for index in range(self.measured_rows)],
+            dtype=bool,
         )
         return replace(
             self,
-            total=self.total[kept],
-            trained=self.trained[kept],
-            first_trained=self.first_trained[kept],
+            total=self.total[selected],
+            trained=self.trained[selected],
+            first_trained=self.first_trained[selected],
             trained_by_length={
-                length: trained[kept] for length, trained in self.trained_by_length.items()
+                length: trained[selected] for length, trained in self.trained_by_length.items()
             },
-            rows=self.rows - len(excluded),
-            invalid_numbers=tuple(n for n in self.invalid_numbers if n not in excluded),
+            rows=rows,
+            invalid_numbers=tuple(filter(is_selected, self.invalid_numbers)),
         )
 
     def truncate_lengths(self, max_length: int) -> list[int]:
@@ -123,10 +132,11 @@ def run_preview(request: dict[str, Any]) -> dict[str, Any]:
 
     Raises:
         SlotsBusy: too many programs run on this host.
+        StorageError: the disk is full or read-only.
         UserError: the process reported an error, failed, or took longer than TIMEOUT_SECONDS.
     """
     try:
-        with hold_interactive_slot():
+        with hold_program_slot():
             completed = run_child(
                 "training.engine.data.preview",
                 stdin=json.dumps(request),
@@ -147,6 +157,8 @@ def run_preview(request: dict[str, Any]) -> dict[str, Any]:
         )
     response: dict[str, Any] = json.loads(completed.stdout)
     if "error" in response:
+        if response["code"] in StorageError.codes:
+            raise StorageError(response["error"], code=response["code"])
         raise UserError(response["error"], field="model", code=response["code"])
     return response
 
@@ -190,6 +202,7 @@ def get_cached_lengths(
             template=metadata["template"],
             invalid_numbers=tuple(arrays["invalid"].tolist()),
             faults={int(number): fault for number, fault in metadata["faults"].items()},
+            stride=get_stride(metadata["rows"]),
             special_token_rows=metadata["special_token_rows"],
         )
 
@@ -233,10 +246,10 @@ def get_lengths(
     }
     failed = path.with_suffix(".failed")
     if failed.is_file() and failed.stat().st_mtime > time.time() - RETRY_AFTER_SECONDS:
-        raise UserError(**json.loads(failed.read_text()))
+        raise read_failure(failed)
     try:
         response = run_preview(request)
-    except SlotsBusy:
+    except (SlotsBusy, StorageError):
         raise
     except UserError as error:
         # Cached for RETRY_AFTER_SECONDS, or each visit of the page would wait for the timeout.
@@ -250,6 +263,15 @@ def get_lengths(
     lengths = get_cached_lengths(version, model, train_on_prompt=train_on_prompt, split=split)
     assert lengths is not None
     return lengths
+
+
+def read_failure(path: Path) -> UserError:
+    """The error of a measurement that failed a short time ago."""
+    text = path.read_text()
+    try:
+        return UserError(**json.loads(text))
+    except ValueError:  # an older version of SnapML wrote the message alone
+        return UserError(text, field="model")
 
 
 def preview_tokens(

@@ -8,6 +8,7 @@ import logging
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
+from http import HTTPStatus
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -156,6 +157,8 @@ def compute_missing_forecasts() -> None:
             )
         except UserError as error:
             log.warning("Run %s has no forecast: %s", run.pk, error.message)
+            if error.status == HTTPStatus.TOO_MANY_REQUESTS:  # try again in the next pass
+                attempted_paths.discard(path)
             continue
         Run.objects.filter(pk=run.pk, pool=run.pool_id, config=run.config, forecast={}).update(
             forecast=forecast

@@ -112,7 +112,8 @@ class LaunchLengths:
         """The lengths of the rows that a run with these settings uses."""
         return LaunchLengths(
             self.train and self.train.exclude_rows(config.excluded_rows),
-            self.held_out and self.held_out.exclude_rows(config.excluded_eval_rows),
+            self.held_out
+            and self.held_out.take_first(config.eval_rows).exclude_rows(config.excluded_eval_rows),
         )
 
 
@@ -231,10 +232,7 @@ def collect_trainable_members(
         check_excluded_rows(config, request.data)
         used = lengths[config.train_on_prompt].exclude_rows(config)
         check_data_fits_model(
-            used.held_out,
-            skip_invalid_rows=config.skip_invalid_rows,
-            split="held-out",
-            first_rows=config.eval_rows,
+            used.held_out, skip_invalid_rows=config.skip_invalid_rows, split="held-out"
         )
         check_data_fits_model(used.train, skip_invalid_rows=config.skip_invalid_rows)
         check_trained_tokens(used.train, config)

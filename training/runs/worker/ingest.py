@@ -15,6 +15,7 @@ from typing import Any
 from django.db import DataError, transaction
 from django.db.models import F, Q
 
+from training.engine.config import EXCLUDED_ROW_SETTINGS
 from training.engine.events import BrokenJournal
 from training.runs.metrics.chunks import compact_steps, read_chunk_events
 from training.runs.models import CurveChunk, Event, Run
@@ -103,9 +104,7 @@ def on_start(run: Run, event: JournalEvent) -> dict[str, Any]:
     fields = get_event_fields(event)
     # Rows that the template rejected are known only now. With their numbers in the config, the run
     # can be repeated on the same rows.
-    excluded = {
-        name: fields[name] for name in ("excluded_rows", "excluded_eval_rows") if fields.get(name)
-    }
+    excluded = {name: fields[name] for name in EXCLUDED_ROW_SETTINGS if fields.get(name)}
     change = {"start_info": fields, "total_steps": event["total_steps"]}
     return change | ({"config": run.config | excluded} if excluded else {})
 
