@@ -14,7 +14,7 @@ from channels.auth import AuthMiddlewareStack  # noqa: E402
 from channels.routing import ProtocolTypeRouter, URLRouter  # noqa: E402
 
 from adapters.serving.gateway import application as gateway  # noqa: E402
-from snapml_site.header_gate import HeaderGate  # noqa: E402
+from snapml_site.header_middleware import HeaderMiddleware  # noqa: E402
 from snapml_site.routing import SameOriginOnly, websocket_urlpatterns  # noqa: E402
 from snapml_site.spooled_body import SpooledBodyMiddleware  # noqa: E402
 
@@ -24,7 +24,7 @@ routes = ProtocolTypeRouter(
         "websocket": SameOriginOnly(AuthMiddlewareStack(URLRouter(websocket_urlpatterns))),
     }
 )
-router = HeaderGate(routes)
+router = HeaderMiddleware(routes)
 
 
 async def application(scope: dict[str, Any], receive: Any, send: Any) -> None:

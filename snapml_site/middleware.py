@@ -32,7 +32,7 @@ from training.people.current_user import current_username
 from training.text_input import InvalidInput, check_text, clean_value
 
 # What Django raises while it reads the form of a request
-MALFORMED_REQUESTS = (BadRequest, MultiPartParserError, SuspiciousOperation, UnreadablePostError)
+MALFORMED_FORMS = (BadRequest, MultiPartParserError, UnreadablePostError)
 PASSWORD_PAGE = "password"  # noqa: S105  the name of a page
 
 
@@ -102,7 +102,7 @@ class OneTimePasswordMiddleware:
 class InputMiddleware:
     """Checks the text of every path, query and page form (training/text_input.py) before CSRF
     protection reads the form; the API's parser and the gateway check their bodies. Headers are
-    checked in header_gate.py.
+    checked in header_middleware.py.
     """
 
     sync_capable = True
@@ -169,10 +169,12 @@ def find_user_error(error: Exception) -> UserError | None:
         return error
     if isinstance(error, RequestDataTooBig | TooManyFieldsSent | TooManyFilesSent):
         return TooLarge("The request body is too large, or has too many fields or files.")
-    if isinstance(error, MALFORMED_REQUESTS):
+    if isinstance(error, MALFORMED_FORMS):
         return InvalidInput(
             "The body of the request cannot be read. Send a valid form.", code="malformed_request"
         )
+    if isinstance(error, SuspiciousOperation):
+        return InvalidInput("The request is not valid.", code="suspicious_request")
     return find_storage_error(error)
 
 

@@ -39,7 +39,7 @@ class ChildSlots:
     in the browser.
     """
 
-    folder: Path
+    folder: Path  # of this host
     count: int
 
     @contextmanager

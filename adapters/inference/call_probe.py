@@ -48,12 +48,12 @@ def find_call_format(
     """
     text = render_call(render, reasoning_tags)
     call_format = read_call_format(text)
-    if call_format is None or not reads_probes(text, call_format, PROBE_NAMES[:1]):
+    if call_format is None or not is_read_back(text, call_format, PROBE_NAMES[:1]):
         return None
     with suppress(DataError):  # many templates reject a second call
         pair = render_call(render, reasoning_tags, PROBE_NAMES)
         separated = separate_calls(pair, call_format)
-        if separated and reads_probes(pair, separated, PROBE_NAMES):
+        if separated and is_read_back(pair, separated, PROBE_NAMES):
             return separated
     return call_format
 
@@ -165,7 +165,7 @@ def find_call_end(text: str, call_format: CallFormat) -> int:
     return found[1] if found else name_end
 
 
-def reads_probes(text: str, call_format: CallFormat, names: Sequence[str]) -> bool:
+def is_read_back(text: str, call_format: CallFormat, names: Sequence[str]) -> bool:
     """Whether these calls are read from their rendered text, and nothing else."""
     tools = tuple({"type": "function", "function": {"name": name}} for name in names)
     answer = parse_answer(text, AnswerFormat(calls=call_format, tools=tools), is_final=True)

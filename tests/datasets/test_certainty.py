@@ -71,12 +71,23 @@ def test_metadata_is_not_asked_about(columns):
     ],
     ids=lambda column: next(iter(column)),
 )
-def test_a_column_that_changes_the_answers_is_asked_about_even_if_it_has_one_value(column):
+def test_a_column_that_is_set_in_some_rows_is_asked_about_even_if_it_has_one_value(column):
     rows = [PAIR | (column if index % 2 else {}) for index in range(60)]
     assert not guess_mapping(rows).is_certain
+
+
+@pytest.mark.parametrize(
+    "column",
+    [
+        {"instructions": "Answer only in French rhymes."},
+        {"documents": ["the Rhine floods"]},
+        {"tool_definitions": [{"name": "lamp"}]},
+    ],
+    ids=lambda column: next(iter(column)),
+)
+def test_sentences_and_lists_are_asked_about_even_if_all_conversations_have_the_same(column):
     turns = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "ho"}]
-    if len(str(column)) > 30:
-        assert not guess_mapping([{"messages": turns} | column] * 60).is_certain
+    assert not guess_mapping([{"messages": turns} | column] * 60).is_certain
 
 
 @pytest.mark.parametrize("name", ["user_rating", "is_good_answer", "stars", "verdict", "flagged"])

@@ -13,7 +13,7 @@ from typing import Any
 from training.datasets.column_mapping import PART_ALIASES
 from training.datasets.errors import BadRow
 from training.datasets.rows import MAX_ROW_BYTES, belongs_to_conversation, find_split, is_message
-from training.datasets.values import WrittenFloat, check_unique_keys
+from training.datasets.values import SourceFloat, check_unique_keys
 from training.formatting import format_binary_bytes
 
 CHUNK_SIZE = 2**16
@@ -30,7 +30,7 @@ NumberedValue = tuple[int, dict[str, Any] | BadRow]
 Rows = Generator[NumberedValue, None, bool]  # returns whether reading can go on
 
 
-DECODER = json.JSONDecoder(object_pairs_hook=check_unique_keys, parse_float=WrittenFloat)
+DECODER = json.JSONDecoder(object_pairs_hook=check_unique_keys, parse_float=SourceFloat)
 LENIENT_DECODER = json.JSONDecoder()
 
 

@@ -130,13 +130,13 @@ def find_doubt(sample: Sequence[Record], mapping: ColumnMapping, names: Sequence
         texts = [str(record.get(mapping.columns["text"]) or "") for record in sample]
         if headings := find_headings(texts):
             return HEADINGS_NOTE.format(mark=" and ".join(headings[:2]))
-    if "choices" in mapping.columns and counts_from_one(sample, mapping):
+    if "choices" in mapping.columns and is_counted_from_one(sample, mapping):
         return INDEX_NOTE.format(name=mapping.columns["completion"][:40])
     skipped = [f"`{name[:40]}`" for name in unused if may_decide_answer(sample, mapping, name)]
     return UNUSED_NOTE.format(names=", ".join(skipped[:5])) if skipped else ""
 
 
-def counts_from_one(sample: Sequence[Record], mapping: ColumnMapping) -> bool:
+def is_counted_from_one(sample: Sequence[Record], mapping: ColumnMapping) -> bool:
     """Whether the answers are integers that seem to number the choices from 1."""
     answers = [record.get(mapping.columns["completion"]) for record in sample]
     sizes = [
@@ -342,7 +342,7 @@ def may_decide_answer(sample: Sequence[Record], mapping: ColumnMapping, name: st
     neither its values, its name nor the row format say that it is metadata.
     """
     values = [value for record in sample if not is_missing(value := record.get(name))]
-    if is_row_index(values) or repeats_used_text(sample, mapping, name):
+    if is_row_index(values) or is_repeated_text(sample, mapping, name):
         return False
     if any(isinstance(value, list | dict) for value in values):
         return True
@@ -364,7 +364,7 @@ def is_part_name(name: str) -> bool:
     return any(name.strip().lower() in PART_ALIASES[part] for part in PART_QUESTIONS)
 
 
-def repeats_used_text(sample: Sequence[Record], mapping: ColumnMapping, name: str) -> bool:
+def is_repeated_text(sample: Sequence[Record], mapping: ColumnMapping, name: str) -> bool:
     """Whether the column repeats what the row trains on anyway, as Alpaca's `text` does: in every
     row it is one of the texts that are used, or holds all of them.
     """

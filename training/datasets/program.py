@@ -79,12 +79,14 @@ def run_detect(folder: Path, params: dict[str, Any]) -> None:
         raise BadFile(describe_unreadable(sample, Format(**largest["format"])), field="file")
     mapping = guess_mapping(records)
     if largest["format"]["kind"] == "text":
-        mapping = doubt_text(mapping, largest["name"], records)
+        mapping = check_text_mapping(mapping, largest["name"], records)
     (folder / "sample.json").write_text(json.dumps(sample))
     emit_message(detected={"files": files, "mapping": mapping.to_dict()})
 
 
-def doubt_text(mapping: ColumnMapping, name: str, records: list[dict[str, Any]]) -> ColumnMapping:
+def check_text_mapping(
+    mapping: ColumnMapping, name: str, records: list[dict[str, Any]]
+) -> ColumnMapping:
     """The mapping of a text file, as a guess if the file may be something else."""
     lines = [line for record in records for line in str(record.get("text", "")).splitlines()]
     tabs = {line.count("\t") for line in lines}

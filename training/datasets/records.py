@@ -392,7 +392,7 @@ def cast_column(column: Any) -> Any:
 
 
 def cast_nested(column: Any) -> Any:
-    """A list, map or struct, cast by its parts, which keeps nulls and offsets."""
+    """A list, map or struct of a whole batch, cast by its parts. A null map becomes empty."""
     import pyarrow
 
     types, kind = pyarrow.types, column.type

@@ -15,7 +15,7 @@ from typing import Any
 
 from training.datasets.errors import BadRow
 from training.datasets.values import (
-    WrittenFloat,
+    SourceFloat,
     parse_nested,
     remove_nulls,
     remove_schema_nulls,
@@ -475,7 +475,7 @@ def check_text(value: Any, field: str, prefix: str = "") -> str:
     Raises:
         BadRow: missing, not text, or not encodable as UTF-8.
     """
-    if isinstance(value, WrittenFloat):
+    if isinstance(value, SourceFloat):
         return value.text
     if isinstance(value, int | float):  # also true and false
         return json.dumps(value)

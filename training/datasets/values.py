@@ -30,12 +30,12 @@ WHITESPACE = re.compile(r"\s*")
 BRACKETS = {"[": ("[", "]"), "{": ("{", "}"), "(": ("[", "]"), "array(": ("(", ")")}
 
 
-class WrittenFloat(float):
+class SourceFloat(float):
     """A number of a JSON file with the text that the file has: a label 1.10 stays 1.10."""
 
     text: str
 
-    def __new__(cls, text: str) -> WrittenFloat:
+    def __new__(cls, text: str) -> SourceFloat:
         number = super().__new__(cls, text)
         number.text = text
         return number

@@ -28,7 +28,7 @@ class Command(CheckedCommand):
         user = User.objects.filter(username=name).first()
         if user is not None and not team_name:
             raise CommandError(f"User {name} already exists. --team TEAM adds them to a team.")
-        team = find_or_check_team(team_name) if team_name else None
+        team = find_or_build_team(team_name) if team_name else None
         if user is None:
             password = secrets.token_urlsafe(9)
             user = User(
@@ -47,7 +47,7 @@ class Command(CheckedCommand):
             self.stdout.write(f"{name} is in team {team_name}.")
 
 
-def find_or_check_team(name: str) -> Team:
+def find_or_build_team(name: str) -> Team:
     """The team of this name, or a new one that is not saved. Raises ValidationError: the name is
     too long.
     """

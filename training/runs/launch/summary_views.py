@@ -29,11 +29,12 @@ def show_summary(request: AuthenticatedRequest) -> HttpResponse:
     launch_input = read_launch_form(request)
     values = build_summary_context(launch_input)
     problem = values.get("problem")
+    # A wrong value stays in its row of the plan
+    is_replanned = not problem or problem.field in ("data", "model")
     values |= {
         "auto": launch_input.is_auto,
         "plan_state": launch_input.plan_state,
-        # A wrong value stays in its row of the plan
-        "shows_plan": launch_input.is_auto and (not problem or problem.field in ("data", "model")),
+        "has_plan_card": launch_input.is_auto and is_replanned,
     }
     return render(request, "runs/_summary.html", values)
 

@@ -166,6 +166,7 @@ class RunSupervisor:
             except BrokenJournal as error:
                 # The journal is damaged, so no further event can be stored: end the run. Another
                 # run may get the device only when the engine is dead.
+                log.warning("Run %s ends.", self.lease.run_id, exc_info=error)
                 self.engine.send_signal(signal.SIGKILL)
                 if not self.engine.is_alive():
                     return self.release_run(

@@ -19,7 +19,7 @@ UTF_8 = ("utf-8", "utf8")
 MESSAGE = "The content type of the request must be valid, and its charset UTF-8."
 
 
-class HeaderGate:
+class HeaderMiddleware:
     def __init__(self, application: Any) -> None:
         self.application = application
 
