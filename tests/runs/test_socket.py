@@ -302,3 +302,31 @@ async def test_the_host_must_be_allowed(alice):
         assert connected
         _, connected = await connect_socket(alice)
         assert not connected
+
+
+async def test_no_second_frame_of_a_run_is_sent_before_an_ack(run, alice):
+    socket, _ = await connect_socket(alice)
+    await subscribe_run(socket, run)
+    await receive_message(socket, run, ack=False)
+    for _ in range(3):
+        await socket.send_json_to({"type": "unsub", "run": run.pk})
+        await subscribe_run(socket, run)
+    assert await socket.receive_nothing(1.5)
+    await socket.send_json_to({"type": "ack", "run": run.pk, "seq": 0})
+    assert (await receive_message(socket, run))["type"] == "snap"
+    await socket.disconnect()
+
+
+async def test_the_unacknowledged_frames_of_a_socket_are_limited(run, alice, monkeypatch):
+    monkeypatch.setattr(consumers, "MAX_UNACKED_BYTES", 1)
+    other = await Run.objects.aget(pk=run.pk)
+    other.pk = None
+    await other.asave()
+    socket, _ = await connect_socket(alice)
+    await subscribe_run(socket, run)
+    await receive_message(socket, run, ack=False)
+    await subscribe_run(socket, other)
+    assert await socket.receive_nothing(1.5)
+    await socket.send_json_to({"type": "ack", "run": run.pk, "seq": 0})
+    assert (await receive_message(socket, other))["run"] == other.pk
+    await socket.disconnect()

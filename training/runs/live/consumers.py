@@ -3,8 +3,9 @@
 Client: `{"type": "sub", "run", "cursor", "points"}`, `{"type": "ack", "run", "seq"}`,
     `{"type": "unsub", "run"}`.
 
-Server: `snap`, then one `delta` after another (messages.py). Each subscription has at most one
-unacknowledged frame; meanwhile the server keeps only a cursor. A slow browser therefore costs no
+Server: `snap`, then one `delta` after another (messages.py). Each run has at most one
+unacknowledged frame, whatever the client subscribes to again, and all of a socket's have at most
+MAX_UNACKED_BYTES; meanwhile the server keeps only a cursor. A slow browser therefore costs no
 memory: it gets larger deltas, not more of them.
 """
 
@@ -36,6 +37,7 @@ MAX_SUBSCRIPTIONS = 50
 MAX_SOCKETS_PER_USER = 20
 MAX_MESSAGES_PER_SECOND = 10
 MAX_MESSAGE_CHARACTERS = 4096
+MAX_UNACKED_BYTES = 4 * 2**20  # then no frame is sent; one frame has less than 4 MiB
 ACK_SECONDS = 30.0
 CHECK_SECONDS = 30.0
 POINTS = (10, 2000)
@@ -47,11 +49,16 @@ log = logging.getLogger("snapml.runs")
 sockets_per_user: Counter[int] = Counter()
 
 
+@dataclass(frozen=True)
+class UnackedFrame:
+    sent_at: float
+    size: int
+
+
 @dataclass
 class Subscription:
     cursor: int
     points: int
-    unacked_since: float | None = None
     is_new: bool = True
     # The row's revision, and whether its worker was lost
     sent_revision: tuple[int, bool] = (-1, False)
@@ -79,6 +86,7 @@ class LiveConsumer(AsyncWebsocketConsumer):  # type: ignore[misc]
         self.user = user
         self.pump_task: asyncio.Task[None] | None = None
         self.subscriptions: dict[int, Subscription] = {}
+        self.unacked: dict[int, UnackedFrame] = {}  # by run; also of subscriptions that have ended
         self.received_at: deque[float] = deque(maxlen=MAX_MESSAGES_PER_SECOND)
         self.wake = asyncio.Event()
         await self.accept()
@@ -126,9 +134,8 @@ class LiveConsumer(AsyncWebsocketConsumer):  # type: ignore[misc]
             await self.close(BAD_MESSAGE)
 
     async def handle_message(self, kind: str, run_id: int, message: dict[str, Any]) -> None:
-        subscription = self.subscriptions.get(run_id)
-        if kind == "ack" and subscription is not None and subscription.unacked_since is not None:
-            subscription.unacked_since = None
+        if kind == "ack" and run_id in self.unacked:
+            del self.unacked[run_id]
             self.wake.set()
         # Acknowledgments of frames do not count against the rate limit: the server sets their pace
         elif self.is_rate_limited():
@@ -181,12 +188,13 @@ class LiveConsumer(AsyncWebsocketConsumer):  # type: ignore[misc]
                 checked_at = now
                 if not await self.is_still_allowed():
                     return
+            if any(now - frame.sent_at > ACK_SECONDS for frame in self.unacked.values()):
+                await self.close(TOO_SLOW)
+                return
             for run_id, subscription in list(self.subscriptions.items()):
-                if subscription.unacked_since is None:
+                unacked_bytes = sum(frame.size for frame in self.unacked.values())
+                if run_id not in self.unacked and unacked_bytes < MAX_UNACKED_BYTES:
                     await self.send_updates(run_id, subscription)
-                elif now - subscription.unacked_since > ACK_SECONDS:
-                    await self.close(TOO_SLOW)
-                    return
 
     async def send_updates(self, run_id: int, subscription: Subscription) -> None:
         """Send the next frame if the run has changed."""
@@ -208,8 +216,9 @@ class LiveConsumer(AsyncWebsocketConsumer):  # type: ignore[misc]
             message = await read_delta(run_id, subscription.cursor)
             subscription.cursor = message["last"]
         subscription.is_new, subscription.sent_revision = False, revision
-        subscription.unacked_since = time.monotonic()
-        await self.send(text_data=json.dumps(message))
+        text = json.dumps(message)
+        self.unacked[run_id] = UnackedFrame(time.monotonic(), len(text))
+        await self.send(text_data=text)
 
     async def is_still_allowed(self) -> bool:
         """Whether the user is still signed in and may see every subscribed run. If not, the socket
