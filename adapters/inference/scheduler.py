@@ -29,6 +29,7 @@ from adapters.inference.text import (
 )
 from adapters.inference.types import AdapterRef, BaseRef, GenerationRequest, StreamEvent
 from training.engine.data.errors import DataError
+from training.engine.modeling.host_errors import is_host_error
 from training.errors import LibraryPanic, UserError, convert_panics
 
 MAX_ACTIVE_SEQUENCES = 16
@@ -54,6 +55,7 @@ class BatchScheduler:
         self.admitted = 0
         self.last_admitted: dict[str, int] = {}  # by user: the value of `admitted`
         self.batches: list[tuple[LoadedModel, Batch]] = []
+        self.adapter_errors: dict[AdapterRef, str] = {}
 
     def run_forever(self) -> None:
         """Alternate between admitting requests and one decode step. `_admit_waiting` blocks while
@@ -192,6 +194,8 @@ class BatchScheduler:
         """Load the model and adapter and run the prefill. Returns False if the request has to wait
         until others are finished.
         """
+        if request.adapter in self.adapter_errors:
+            raise InvalidRequest(self.adapter_errors[request.adapter])
         # 1. The base model, if it fits beside those in use.
         if request.base not in self.model_cache.models:
             self._send_status(request, "loading the base model")
@@ -205,7 +209,15 @@ class BatchScheduler:
                 return False
         elif request.adapter is not None and request.adapter not in loaded_model.adapter_names:
             self._send_status(request, "loading the adapter")
-        loaded_model.ensure_adapter(request.adapter, self._adapters_in_use(loaded_model))
+        try:
+            loaded_model.ensure_adapter(request.adapter, self._adapters_in_use(loaded_model))
+        except Exception as error:
+            # Remembered, since an adapter that fails half way costs a new load of the base model
+            if request.adapter is not None and not is_host_error(error):
+                self.adapter_errors[request.adapter] = (
+                    f"The adapter cannot be loaded: {str(error)[:300]}"
+                )
+            raise
         # 3. The KV cache, at its final length. The first sequence always fits.
         request.prompt_ids = request.prompt_ids or encode_request(loaded_model, request)
         max_tokens = resolve_max_tokens(loaded_model, request, len(request.prompt_ids))

@@ -511,7 +511,7 @@ def test_adapters_of_every_method_answer_as_plain_peft_does(
     assert read_stream(alone)[0] == peft_answer(tiny_model, None)
 
 
-def test_an_adapter_that_cannot_be_loaded_leaves_the_base_unchanged(
+def test_an_adapter_that_cannot_be_loaded_is_tried_once_and_leaves_the_base_unchanged(
     scheduler, tiny_model, adapter, tmp_path
 ):
     from safetensors.torch import load_file, save_file
@@ -525,9 +525,19 @@ def test_an_adapter_that_cannot_be_loaded_leaves_the_base_unchanged(
         {name: value * 50 if name != last else value for name, value in tensors.items()},
         broken / "adapter_model.safetensors",
     )
-    request = make_request(tiny_model, AdapterRef(broken, "broken"))
-    scheduler.request_queue.submit_request(request)
-    assert "error" in read_stream(request)[1]
+    loads = []
+    load_adapter = loaded_model.LoadedModel.ensure_adapter
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            loaded_model.LoadedModel,
+            "ensure_adapter",
+            lambda *arguments: (loads.append(1), load_adapter(*arguments)),
+        )
+        for _ in range(3):
+            request = make_request(tiny_model, AdapterRef(broken, "broken"))
+            scheduler.request_queue.submit_request(request)
+            assert "error" in read_stream(request)[1]
+    assert len(loads) == 1  # the failure is remembered
     plain = make_request(tiny_model)
     scheduler.request_queue.submit_request(plain)
     assert read_stream(plain)[0] == peft_answer(tiny_model, None)
