@@ -84,6 +84,15 @@ def read_messages(output: str) -> list[Message]:
     return [json.loads(line) for line in output.splitlines()]
 
 
+def build_error(message: Message) -> UserError:
+    """The error that a child sent with `emit_error`."""
+    error = UserError(
+        message["error"], field=message.get("field", ""), code=message.get("code", "")
+    )
+    error.status = message.get("status", error.status)
+    return error
+
+
 def run_child(
     module: str, *arguments: str, cwd: Path, seconds: float, stdin: str = ""
 ) -> subprocess.CompletedProcess[str]:
@@ -138,7 +147,7 @@ def stream_child(
                         f"The program printed {line_start!r} instead of a message. {log_hint}"
                     ) from error
                 if "error" in message:
-                    raise UserError(message["error"], field=message.get("field", ""))
+                    raise build_error(message)
                 yield message
         finally:
             code = end_child(child)
@@ -266,8 +275,8 @@ def emit_message(**message: Any) -> None:
         sys.stdout.flush()
 
 
-def emit_error(message: str, *, field: str = "") -> None:
-    emit_message(error=message, field=field)
+def emit_error(error: UserError) -> None:
+    emit_message(error=error.message, field=error.field, code=error.code, status=error.status)
 
 
 def read_params() -> Message:
@@ -290,16 +299,16 @@ def main(run_program: Callable[[], None]) -> int:
         with convert_panics():
             run_program()
     except UserError as error:
-        emit_error(error.message, field=error.field)
+        emit_error(error)
         return EXIT_USER_ERROR
     except Exception as error:
         storage_error = find_storage_error(error)
         if storage_error:
-            emit_error(storage_error.message)
+            emit_error(storage_error)
             return EXIT_DISK
         if not isinstance(error, OSError) or error.errno is None or error.filename is None:
             raise
         name = Path(str(error.filename)).name
-        emit_error(f"{name} could not be read or written: {os.strerror(error.errno)}.")
+        emit_error(UserError(f"{name} could not be read or written: {os.strerror(error.errno)}."))
         return EXIT_DISK
     return 0

@@ -15,6 +15,7 @@ from typing import Any
 from adapters.registry.base_shapes import BaseShapes
 from training.errors import UserError
 
+MAX_BYTES = 2 * 10**9  # of an adapter's weights
 TENSOR_PREFIX = "base_model.model."
 MAX_SIZE, MAX_DIMENSION = 4096, 1_000_000
 # Of the sizes in the config

@@ -13,6 +13,7 @@ from django.views.decorators.http import require_POST, require_safe
 
 from adapters.models import AdapterVersion
 from adapters.registry import actions, continue_training, imports, services
+from adapters.registry.import_checks import MAX_BYTES
 from training.catalog.models import BaseModel, ModelState
 from training.datasets.permissions import get_visible_version
 from training.errors import UserError
@@ -92,7 +93,7 @@ def register_checkpoint(request: AuthenticatedRequest, run_id: int) -> HttpRespo
 def import_adapter(request: AuthenticatedRequest) -> HttpResponse:
     values = {
         "bases": BaseModel.objects.filter(state=ModelState.READY),
-        "max_bytes": imports.MAX_BYTES,
+        "max_bytes": MAX_BYTES,
     }
     if request.method != "POST":
         return render(request, "adapters/import.html", values)

@@ -1,5 +1,11 @@
 """Fixtures for all tests of adapters."""
 
+import contextlib
+import io
+import json
+import subprocess
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -12,6 +18,31 @@ from training.jobs import runner
 def no_heartbeat(monkeypatch):
     """A test's transaction locks SQLite, so a heartbeat thread would wait 20 s for the lock."""
     monkeypatch.setattr(runner, "HEARTBEAT_SECONDS", 600.0)
+
+
+@pytest.fixture(autouse=True)
+def imports_in_process(request, monkeypatch):
+    """The program that checks imports runs in this process, except in tests marked
+    `own_process`.
+    """
+    if not request.node.get_closest_marker("own_process"):
+        monkeypatch.setattr("adapters.registry.imports.run_child", run_import_here)
+
+
+def run_import_here(module, folder, **_limits):
+    from adapters.programs import adapter_import
+    from training.child_process import PARAMS_FILE, emit_error
+    from training.errors import UserError
+
+    assert module == adapter_import.__name__
+    out = io.StringIO()
+    with contextlib.redirect_stdout(out):
+        try:
+            params = json.loads((Path(folder) / PARAMS_FILE).read_text())
+            adapter_import.run_import(Path(folder), params)
+        except UserError as error:
+            emit_error(error)
+    return subprocess.CompletedProcess([module], 0, out.getvalue(), "")
 
 
 @pytest.fixture

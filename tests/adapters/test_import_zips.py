@@ -1,14 +1,18 @@
 """A zip that is damaged, or whose adapter is not the one that would be read, is refused."""
 
 import io
+import json
 import pickle
+import resource
 import struct
 import zipfile
 
 import pytest
 from django.core.files.uploadedfile import SimpleUploadedFile
 
+from adapters.registry.imports import import_version
 from tests.adapters.importing import CONFIG, WEIGHTS, assert_rejected, make_upload, read_folder
+from tests.user_errors import raises_user_error
 
 pytestmark = pytest.mark.django_db
 DIRECTORY, END = b"PK\x01\x02", b"PK\x05\x06"
@@ -93,3 +97,30 @@ def test_a_checkpoint_is_not_taken_for_the_adapter_around_it(
     content = {folder + name: data for name, data in outer.items()}
     content |= {f"{folder}checkpoint-7/{name}": data for name, data in files.items()}
     assert_rejected(alice, base_model, make_upload(content), code, "checkpoint-7")
+
+
+@pytest.mark.own_process
+@pytest.mark.parametrize("size", [20, 60])
+def test_a_huge_header_is_refused_outside_of_the_web_process(alice, base_model, size):
+    header = json.dumps({f"tensor.{n}": "x" * 1000 for n in range(size * 1000)}).encode()
+    weights = len(header).to_bytes(8, "little") + header
+    uploads = [
+        SimpleUploadedFile("adapter_config.json", b'{"peft_type": "LORA"}'),
+        SimpleUploadedFile("adapter_model.safetensors", weights),
+    ]
+    del header, weights
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with raises_user_error(field="file"):
+        import_version(alice, uploads, base_model, "Lights")
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 40_000  # kB
+
+
+@pytest.mark.own_process
+def test_the_program_reports_what_is_wrong_with_its_status(alice, base_model):
+    uploads = [
+        SimpleUploadedFile("adapter_config.json", b" " * 300_000),
+        SimpleUploadedFile("adapter_model.safetensors", b"x"),
+    ]
+    with raises_user_error(code="too_large") as caught:
+        import_version(alice, uploads, base_model, "Lights")
+    assert caught.value.status == 413

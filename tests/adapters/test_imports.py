@@ -15,6 +15,7 @@ from django.conf import settings
 from django.core.files.uploadedfile import SimpleUploadedFile
 
 from adapters.models import AdapterVersion
+from adapters.programs import adapter_import
 from adapters.registry import imports
 from tests.adapters.importing import (
     CONFIG,
@@ -265,7 +266,7 @@ def make_link(name, target):
 def test_a_malformed_zip_is_rejected(
     alice, base_model, adapter_files, change, code, facts, monkeypatch
 ):
-    monkeypatch.setattr(imports, "MAX_ENTRIES", 299)
+    monkeypatch.setattr(adapter_import, "MAX_ENTRIES", 299)
     assert_rejected(alice, base_model, make_upload(change(adapter_files)), code, *facts)
 
 

@@ -16,7 +16,7 @@ def run_in_process(request, monkeypatch):
     """
     if request.node.get_closest_marker("own_process"):
         return
-    from training.child_process import emit_error
+    from training.child_process import build_error, emit_error
     from training.datasets import program
     from training.errors import UserError
 
@@ -26,7 +26,7 @@ def run_in_process(request, monkeypatch):
             try:
                 program.run_action(action, folder, json.loads((folder / "params.json").read_text()))
             except UserError as error:
-                emit_error(error.message, field=error.field)
+                emit_error(error)
         return out.getvalue()
 
     def run_child(_module, action, folder, **_limits):
@@ -36,7 +36,7 @@ def run_in_process(request, monkeypatch):
         action, folder = command[-2:]
         for message in map(json.loads, run_program(action, Path(folder)).splitlines()):
             if "error" in message:
-                raise UserError(message["error"], field=message["field"])
+                raise build_error(message)
             yield message
 
     monkeypatch.setattr("training.datasets.uploads.run_child", run_child)

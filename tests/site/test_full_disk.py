@@ -5,6 +5,7 @@ nothing behind.
 import errno
 import io
 import os
+import subprocess
 import zipfile
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from adapters.models import AdapterVersion
 from tests import tiny
 from tests.launching import launch_run
 from tests.user_errors import assert_mentions, raises_user_error
+from training.child_process import EXIT_DISK
 from training.datasets.models import Upload
 from training.errors import StorageError
 from training.runs.models import Run
@@ -116,14 +118,18 @@ def test_an_import_of_an_adapter_to_a_full_disk_says_so(client, alice, base_mode
     assert not AdapterVersion.objects.exists()
 
 
-def test_a_zip_that_fills_the_disk_is_not_called_damaged(client, alice, base_model, fail_with):
+def test_a_full_disk_in_the_program_that_unpacks_a_zip_is_a_507(
+    client, alice, base_model, monkeypatch
+):
     client.force_login(alice)
     archive = io.BytesIO()
     with zipfile.ZipFile(archive, "w") as file:
         for name in ("adapter_config.json", "adapter_model.safetensors"):
             file.writestr(name, "{}")
     upload = SimpleUploadedFile("a.zip", archive.getvalue())
-    fail_with("adapters.registry.imports.copy_bounded", ERRORS[0])
+    answer = '{"error": "The disk is full.", "code": "disk_full", "status": 507}\n'
+    process = subprocess.CompletedProcess([], EXIT_DISK, answer, "")
+    monkeypatch.setattr("adapters.registry.imports.run_child", lambda *_, **__: process)
     form = {"base": base_model.pk, "name": "x", "file": upload}
     assert client.post("/api/v1/adapters/import", form).status_code == 507
 

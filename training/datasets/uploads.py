@@ -17,7 +17,7 @@ from typing import Any
 from django.conf import settings
 from django.db import transaction
 
-from training.child_process import read_messages, run_child, write_params
+from training.child_process import build_error, read_messages, run_child, write_params
 from training.datasets.build import BuildOptions
 from training.datasets.column_mapping import ColumnMapping, is_valid_column_name
 from training.datasets.errors import BadFile
@@ -146,7 +146,8 @@ def run_detection(upload: Upload) -> None:
             "Reading the first rows of this file takes too long or too much memory.", field="file"
         )
     if "error" in outcome:
-        raise BadFile(outcome["error"], field=outcome["field"])
+        problem = build_error(outcome)
+        raise BadFile(problem.message, field=problem.field, code=problem.code)
     apply_detection(upload, outcome["detected"])
 
 
