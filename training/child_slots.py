@@ -44,17 +44,18 @@ class ChildSlots:
 
     @contextmanager
     def hold_interactive_slot(self, user: str, *, seconds: float) -> Iterator[None]:
-        """Wait up to `seconds` for a slot, and hold it. A user has at most one, so that a flood of
-        one user's requests leaves the other slots to others.
+        """Wait up to `seconds` for a slot, and hold it. A user has at most `count`, so that a flood
+        of one user's requests leaves a slot to others.
 
         Raises:
             SlotsBusy: no slot became free.
         """
         deadline = time.monotonic() + seconds
         digest = hashlib.sha256(user.encode()).hexdigest()[:16]
+        own_slots = [self.get_path(f"user-{digest}-{number}") for number in range(self.count)]
         slots = [self.get_path("interactive"), *self.shared_paths]
         with (
-            self._hold_one([self.get_path(f"user-{digest}")], deadline=deadline),
+            self._hold_one(own_slots, deadline=deadline),
             self._hold_one(slots, deadline=deadline),
         ):
             yield
