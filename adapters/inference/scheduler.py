@@ -28,6 +28,7 @@ from adapters.inference.text import (
     send_text,
 )
 from adapters.inference.types import AdapterRef, BaseRef, GenerationRequest, StreamEvent
+from training.engine.data.conversations import TOO_SLOW
 from training.engine.data.errors import DataError
 from training.engine.modeling.host_errors import is_host_error
 from training.errors import LibraryPanic, UserError, convert_panics
@@ -55,7 +56,9 @@ class BatchScheduler:
         self.admitted = 0
         self.last_admitted: dict[str, int] = {}  # by user: the value of `admitted`
         self.batches: list[tuple[LoadedModel, Batch]] = []
+        # What failed is remembered, so that its requests do not delay those of others
         self.adapter_errors: dict[AdapterRef, str] = {}
+        self.template_errors: dict[BaseRef, DataError] = {}
 
     def run_forever(self) -> None:
         """Alternate between admitting requests and one decode step. `_admit_waiting` blocks while
@@ -194,8 +197,7 @@ class BatchScheduler:
         """Load the model and adapter and run the prefill. Returns False if the request has to wait
         until others are finished.
         """
-        if request.adapter in self.adapter_errors:
-            raise InvalidRequest(self.adapter_errors[request.adapter])
+        self._check_known_errors(request)
         # 1. The base model, if it fits beside those in use.
         if request.base not in self.model_cache.models:
             self._send_status(request, "loading the base model")
@@ -209,17 +211,9 @@ class BatchScheduler:
                 return False
         elif request.adapter is not None and request.adapter not in loaded_model.adapter_names:
             self._send_status(request, "loading the adapter")
-        try:
-            loaded_model.ensure_adapter(request.adapter, self._adapters_in_use(loaded_model))
-        except Exception as error:
-            # Remembered, since an adapter that fails half way costs a new load of the base model
-            if request.adapter is not None and not is_host_error(error):
-                self.adapter_errors[request.adapter] = (
-                    f"The adapter cannot be loaded: {str(error)[:300]}"
-                )
-            raise
+        self._ensure_adapter(loaded_model, request)
         # 3. The KV cache, at its final length. The first sequence always fits.
-        request.prompt_ids = request.prompt_ids or encode_request(loaded_model, request)
+        request.prompt_ids = request.prompt_ids or self._encode_request(loaded_model, request)
         max_tokens = resolve_max_tokens(loaded_model, request, len(request.prompt_ids))
         if (
             self.batches
@@ -231,6 +225,34 @@ class BatchScheduler:
         with torch.inference_mode():
             self._prefill_request(loaded_model, request, max_tokens)
         return True
+
+    def _check_known_errors(self, request: GenerationRequest) -> None:
+        """Raises InvalidRequest, DataError: the adapter or the chat template has failed before."""
+        if request.adapter in self.adapter_errors:
+            raise InvalidRequest(self.adapter_errors[request.adapter])
+        if request.base in self.template_errors and request.prompt is None:
+            raise self.template_errors[request.base]
+
+    def _ensure_adapter(self, loaded_model: LoadedModel, request: GenerationRequest) -> None:
+        """Load the request's adapter. An error is remembered: an adapter that fails half way costs
+        a new load of the base model.
+        """
+        try:
+            loaded_model.ensure_adapter(request.adapter, self._adapters_in_use(loaded_model))
+        except Exception as error:
+            if request.adapter is not None and not is_host_error(error):
+                message = f"The adapter cannot be loaded: {str(error)[:300]}"
+                self.adapter_errors[request.adapter] = message
+            raise
+
+    def _encode_request(self, loaded_model: LoadedModel, request: GenerationRequest) -> list[int]:
+        """The ids of the prompt. A chat template that is too slow is remembered."""
+        try:
+            return encode_request(loaded_model, request)
+        except DataError as error:
+            if error.code == TOO_SLOW:
+                self.template_errors[request.base] = error
+            raise
 
     def _cache_bytes(self) -> int:
         """What the KV caches can grow to. In a batch every row is as long as the longest one."""

@@ -10,6 +10,8 @@ from adapters.inference.batch import Batch
 from adapters.inference.request_queue import RequestQueue
 from adapters.inference.scheduler import BatchScheduler
 from adapters.inference.types import BaseRef, GenerationRequest, QueueFull
+from tests import tiny
+from training.engine.data import render_limit
 
 MESSAGES = [{"role": "user", "content": "turn on the hall lamp"}]
 
@@ -81,3 +83,19 @@ def test_a_user_cannot_fill_the_queue(tiny_model, monkeypatch):
     queue.finish_request(first, {"done": "stop"})
     queue.submit_request(make_request(tiny_model, "flood"))
     assert queue.count == 3
+
+
+def test_a_template_that_loops_stops_its_own_requests_only(tiny_model, tmp_path, monkeypatch):
+    monkeypatch.setattr(render_limit, "MAX_SECONDS", 0.5)
+    loop = "{% for a in range(99999) %}{% for b in range(99999) %}x{% endfor %}{% endfor %}"
+    looping = tiny.make_model(tmp_path / "looping", template=loop)
+    queue = RequestQueue()
+    requests = [make_request(looping, "flood") for _ in range(5)] + [
+        make_request(tiny_model, "bob")
+    ]
+    for request in requests:
+        queue.submit_request(request)
+    threading.Thread(target=BatchScheduler(queue).run_forever, daemon=True).start()
+    ends = [wait_for_end(request) for request in requests]
+    assert [end.get("code") for end in ends] == ["template_too_slow"] * 5 + [None]
+    assert "done" in ends[-1]

@@ -23,6 +23,7 @@ from jinja2 import TemplateError
 from numpy.typing import NDArray
 
 from training.engine.data.errors import DataError
+from training.engine.data.render_limit import MAX_SECONDS, RenderLimitExceeded, limit_render
 from training.engine.data.template_checks import check_template_keeps_row
 
 IGNORE_INDEX = -100  # torch's cross entropy ignores this label
@@ -39,6 +40,7 @@ DEFAULT_TEMPLATE = (
 
 # Where a chat template may read the reasoning of a message, the usual name first
 REASONING_KEYS = ("reasoning_content", "thinking", "reasoning")
+TOO_SLOW = "template_too_slow"  # the code of an error about the model, not about the row
 # A private character of Unicode in place of a special token's first character
 MARK = chr(0xF0000)
 
@@ -110,15 +112,27 @@ def render_messages(
     opens an assistant turn at the end.
 
     Raises:
-        DataError: the template rejects the row. For example, Gemma's has no system role.
+        DataError: the template rejects the row (for example, Gemma's has no system role), or
+            exceeds the limits of `render_limit`.
     """
     messages, tools = prepare_messages(tokenizer, row["messages"][:message_count]), row.get("tools")
     try:
-        return str(
-            tokenizer.apply_chat_template(
-                messages, tools=tools, tokenize=False, add_generation_prompt=add_generation_prompt
+        with limit_render():
+            return str(
+                tokenizer.apply_chat_template(
+                    messages,
+                    tools=tools,
+                    tokenize=False,
+                    add_generation_prompt=add_generation_prompt,
+                )
             )
-        )
+    except RenderLimitExceeded as error:
+        raise DataError(
+            f"The model's chat template needs more than {MAX_SECONDS:g} s or 1 GiB for one row. It "
+            "may contain an endless loop; use another model.",
+            field="model",
+            code=TOO_SLOW,
+        ) from error
     except (TemplateError, TypeError, ValueError, KeyError) as error:
         raise DataError(
             "The model's chat template rejects the messages: "
@@ -388,6 +402,6 @@ def encode_rows(
         try:
             yield encode_row(tokenizer, row, max_length=max_length, train_on_prompt=train_on_prompt)
         except DataError as error:
-            if not skip_invalid_rows:
+            if not skip_invalid_rows or error.code == TOO_SLOW:
                 raise DataError(f"row {number}: {error.message}", code=error.code) from error
             yield None

@@ -21,6 +21,7 @@ import numpy as np
 from training.child_process import emit_message
 from training.engine.data.conversations import (
     IGNORE_INDEX,
+    TOO_SLOW,
     EncodedRow,
     encode_row,
     ensure_chat_template,
@@ -115,6 +116,8 @@ def measure_lengths(tokenizer: Any, request: dict[str, Any]) -> dict[str, Any]:
                     train_on_prompt=request["train_on_prompt"],
                 )
             except DataError as error:
+                if error.code == TOO_SLOW:  # and so it is for the other rows
+                    raise
                 invalid_numbers.append(len(lengths["total"]) * stride + 1)
                 if len(faults) < MAX_FAULTS:
                     faults[invalid_numbers[-1]] = error.message
