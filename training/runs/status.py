@@ -5,6 +5,7 @@ run's row.
 from __future__ import annotations
 
 import math
+from datetime import timedelta
 from typing import Any
 
 from django.utils import timezone
@@ -13,7 +14,7 @@ from training.gpus.ledger import get_run_seconds
 from training.runs.models import Run
 from training.runs.states import ACTIVE, State
 
-STALE_SECONDS = 30.0  # a running worker updates queue_info every 10 s
+STALE_SECONDS = 30.0  # a running worker checks queue_info every 10 s
 
 
 def get_run_status(run: Run) -> dict[str, Any]:
@@ -70,7 +71,8 @@ def format_queue_status(run: Run) -> str:
     queue_info = run.queue_info
     if "device" in queue_info:
         return f"assigned to {queue_info['device']}, starting…"
-    if timezone.now().timestamp() - queue_info.get("at", 0) > STALE_SECONDS:
+    oldest = timezone.now() - timedelta(seconds=STALE_SECONDS)
+    if not queue_info or run.queue_info_at is None or run.queue_info_at < oldest:
         return "waiting for a worker"
     position, total = queue_info["position"], queue_info["total"]
     return f"position {position} of {total}: {queue_info['reason']}"

@@ -22,6 +22,7 @@ from training.gpus.scheduling.state import NO_TEAM, Decision, PoolState, Waiting
 from training.runs.forecast.target_device import get_default_pool
 from training.runs.models import Run
 from training.runs.queue import durations
+from training.runs.queue.lock_share import queue_share
 from training.runs.signals import run_queued
 from training.runs.states import ACTIVE, UNFINISHED, RequestedAction, State
 
@@ -96,7 +97,9 @@ def run_admission_pass(*, skip_run: int = 0) -> None:
 
     `skip_run` is a run that the caller supervises itself.
     """
-    for run_id in admit_runs():
+    with queue_share.hold():
+        admitted = admit_runs()
+    for run_id in admitted:
         if run_id != skip_run:
             run_queued.send(Run, run_id=run_id)
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterable
-from datetime import datetime
-from typing import Any
+from collections.abc import Iterable, Iterator, Sequence
+from datetime import datetime, timedelta
+from typing import Any, TypeVar
 
+from django.db import transaction
 from django.db.models import F
 from django.utils import timezone
 
@@ -19,12 +20,15 @@ from training.gpus.scheduling.wait_messages import explain_queue, format_block_r
 from training.runs.models import Run
 from training.runs.queue import durations
 from training.runs.queue.admission import build_pool_state, get_waiting_runs, run_admission_pass
+from training.runs.queue.lock_share import queue_share
 from training.runs.states import State
 
 # The next estimate of start times is due after this many times the duration of the last one
 ETA_INTERVAL_FACTOR = 20
-# The reason of a waiting run is rewritten at least this often. A dead worker shows by its age.
-REFRESH_SECONDS = 10
+# The reason of a waiting run is confirmed at least this often. A dead worker shows by its age.
+REFRESH_INTERVAL = timedelta(seconds=10)
+BATCH_RUNS = 200
+Item = TypeVar("Item")
 
 
 class EtaThrottle:
@@ -72,6 +76,7 @@ def update_wait_reasons(waiting: Iterable[Run], pool_state: PoolState, now: date
     explained = explain_queue(scheduler, scheduler.admit_runs(now.timestamp()).block_reasons)
     start_ranges = eta_throttle.get_ranges(pool_state)
     waiting_runs = {waiting_run.run: waiting_run for waiting_run in pool_state.waiting}
+    changed, unchanged = [], []
     for run in waiting:
         if run.pk not in explained:
             continue  # it gets a device in the next pass
@@ -86,23 +91,34 @@ def update_wait_reasons(waiting: Iterable[Run], pool_state: PoolState, now: date
             "earliest": start_range and start_range.earliest,
             "latest": start_range.latest if start_range and start_range.latest < math.inf else None,
         }
-        save_wait_reason(run, queue_info, now)
+        if round_start_times(queue_info) != round_start_times(run.queue_info):
+            run.queue_info, run.queue_info_at = queue_info, now
+            changed.append(run)
+        elif run.queue_info_at is None or now - run.queue_info_at > REFRESH_INTERVAL:
+            unchanged.append(run.pk)
+    save_wait_reasons(changed, unchanged, now)
 
 
-def save_wait_reason(run: Run, queue_info: dict[str, Any], now: datetime) -> None:
-    """Store the reason. The revision changes, and with it the open pages, only if something is new.
+def round_start_times(queue_info: dict[str, Any]) -> dict[str, Any]:
+    """The information without what is not new: start times that differ by less than a minute."""
+    times = {name: queue_info.get(name) for name in ("earliest", "latest")}
+    return queue_info | {name: value and round(value / 60) for name, value in times.items()}
 
-    Start times that differ by less than a minute are not new.
+
+def save_wait_reasons(changed: Sequence[Run], unchanged: Sequence[int], now: datetime) -> None:
+    """Store what is new, and when the rest was found to be still true. The revision changes, and
+    with it the open pages, only if something is new. In batches, since another process may wait for
+    SQLite's lock: one statement for each of 10,000 runs kept a launch waiting for 15 s.
     """
-    old_info = {name: value for name, value in run.queue_info.items() if name != "at"}
-    rounded = [
-        {**one, **{k: one.get(k) and round(one[k] / 60) for k in ("earliest", "latest")}}
-        for one in (old_info, queue_info)
-    ]
-    age = now.timestamp() - run.queue_info.get("at", 0)
-    if rounded[0] == rounded[1] and age < REFRESH_SECONDS:
-        return
-    revision_update = {"revision": F("revision") + 1} if rounded[0] != rounded[1] else {}
-    Run.objects.filter(pk=run.pk, state=State.QUEUED).update(
-        queue_info={**queue_info, "at": now.timestamp()}, **revision_update
-    )
+    queued = Run.objects.filter(state=State.QUEUED)
+    for batch in batched(changed, BATCH_RUNS):
+        with queue_share.hold(), transaction.atomic():
+            queued.bulk_update(batch, ["queue_info", "queue_info_at"])
+            queued.filter(pk__in=[run.pk for run in batch]).update(revision=F("revision") + 1)
+    for pks in batched(unchanged, BATCH_RUNS):
+        with queue_share.hold():
+            queued.filter(pk__in=pks).update(queue_info_at=now)
+
+
+def batched(items: Sequence[Item], size: int) -> Iterator[Sequence[Item]]:
+    return (items[start : start + size] for start in range(0, len(items), size))
