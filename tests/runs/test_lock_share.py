@@ -40,7 +40,7 @@ def test_the_next_transaction_waits_as_long_as_the_last_one_took(clock, held, be
 
 def test_a_transaction_that_fails_counts_too(clock):
     share = LockShare()
-    with pytest.raises(ValueError), share.hold():  # noqa: PT011  raised here
+    with pytest.raises(ValueError), share.hold():
         clock.now += 3
         raise ValueError
     with share.hold():
