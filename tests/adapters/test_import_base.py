@@ -21,7 +21,7 @@ from tests.adapters.importing import (
 )
 from training.catalog.models import BaseModel
 
-pytestmark = pytest.mark.django_db
+pytestmark = [pytest.mark.django_db, pytest.mark.once]
 
 
 def add_base(folder):

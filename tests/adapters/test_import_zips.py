@@ -14,7 +14,7 @@ from adapters.registry.imports import import_version
 from tests.adapters.importing import CONFIG, WEIGHTS, assert_rejected, make_upload, read_folder
 from tests.user_errors import raises_user_error
 
-pytestmark = pytest.mark.django_db
+pytestmark = [pytest.mark.django_db, pytest.mark.once]
 DIRECTORY, END = b"PK\x01\x02", b"PK\x05\x06"
 
 

@@ -32,7 +32,7 @@ from tests.registry import train_version
 from training.engine.modeling.model import load_base
 from training.engine.modeling.weights import load_adapter
 
-pytestmark = pytest.mark.django_db
+pytestmark = [pytest.mark.django_db, pytest.mark.once]
 LINEAR = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 
 
