@@ -23,7 +23,7 @@ from training.engine.data.conversations import (
     load_tokenizer,
     render_messages,
 )
-from training.engine.data.errors import DataError
+from training.engine.data.errors import DataError, TemplateTooSlow
 from training.engine.modeling.library_patches import MIXED_BATCH_TUNERS
 from training.engine.modeling.model import get_fastest_dtype, load_base, resolve_device
 from training.engine.modeling.weights import load_adapter
@@ -84,6 +84,8 @@ class LoadedModel:
 
         try:
             return find_call_format(render, self.reasoning_tags)
+        except TemplateTooSlow:
+            raise
         except DataError:
             return None
 

@@ -28,8 +28,13 @@ from adapters.inference.text import (
     send_text,
 )
 from adapters.inference.types import AdapterRef, BaseRef, GenerationRequest, StreamEvent
-from training.engine.data.conversations import TOO_SLOW
-from training.engine.data.errors import DataError
+from training.engine.data.conversations import render_messages
+from training.engine.data.errors import DataError, TemplateTooSlow
+from training.engine.data.render_limit import (
+    MAX_PROMPT_SECONDS,
+    RenderLimitExceeded,
+    limit_render,
+)
 from training.engine.modeling.host_errors import is_host_error
 from training.errors import LibraryPanic, UserError, convert_panics
 
@@ -37,6 +42,8 @@ MAX_ACTIVE_SEQUENCES = 16
 MAX_SEQUENCES_PER_USER = 15  # one user's flood leaves room for another's request
 # After this time without a request all models are unloaded, to leave the memory to training.
 IDLE_SECONDS = 900.0
+REMEMBER_SECONDS = 300.0
+SHORT_CONVERSATION = [{"role": "user", "content": "hi"}]
 CANCELLED: StreamEvent = {"error": "The client disconnected."}
 
 
@@ -56,9 +63,9 @@ class BatchScheduler:
         self.admitted = 0
         self.last_admitted: dict[str, int] = {}  # by user: the value of `admitted`
         self.batches: list[tuple[LoadedModel, Batch]] = []
-        # What failed is remembered, so that its requests do not delay those of others
-        self.adapter_errors: dict[AdapterRef, str] = {}
-        self.template_errors: dict[BaseRef, DataError] = {}
+        # What failed is remembered for a while, so that its requests do not delay others: the time
+        # of the error, its message and its code.
+        self.recent_errors: dict[AdapterRef | BaseRef, tuple[float, str, str]] = {}
 
     def run_forever(self) -> None:
         """Alternate between admitting requests and one decode step. `_admit_waiting` blocks while
@@ -197,7 +204,7 @@ class BatchScheduler:
         """Load the model and adapter and run the prefill. Returns False if the request has to wait
         until others are finished.
         """
-        self._check_known_errors(request)
+        self._check_recent_errors(request)
         # 1. The base model, if it fits beside those in use.
         if request.base not in self.model_cache.models:
             self._send_status(request, "loading the base model")
@@ -226,33 +233,46 @@ class BatchScheduler:
             self._prefill_request(loaded_model, request, max_tokens)
         return True
 
-    def _check_known_errors(self, request: GenerationRequest) -> None:
-        """Raises InvalidRequest, DataError: the adapter or the chat template has failed before."""
-        if request.adapter in self.adapter_errors:
-            raise InvalidRequest(self.adapter_errors[request.adapter])
-        if request.base in self.template_errors and request.prompt is None:
-            raise self.template_errors[request.base]
+    def _check_recent_errors(self, request: GenerationRequest) -> None:
+        """Raises InvalidRequest: the adapter or the chat template failed a short time ago."""
+        oldest = time.monotonic() - REMEMBER_SECONDS
+        self.recent_errors = {
+            key: error for key, error in self.recent_errors.items() if error[0] > oldest
+        }
+        keys = (request.adapter, request.base if request.prompt is None else None)
+        for key in keys:
+            if key is not None and key in self.recent_errors:
+                _, message, code = self.recent_errors[key]
+                raise InvalidRequest(message, code=code)
 
     def _ensure_adapter(self, loaded_model: LoadedModel, request: GenerationRequest) -> None:
         """Load the request's adapter. An error is remembered: an adapter that fails half way costs
         a new load of the base model.
         """
         try:
-            loaded_model.ensure_adapter(request.adapter, self._adapters_in_use(loaded_model))
+            with convert_panics():
+                loaded_model.ensure_adapter(request.adapter, self._adapters_in_use(loaded_model))
         except Exception as error:
-            if request.adapter is not None and not is_host_error(error):
-                message = f"The adapter cannot be loaded: {str(error)[:300]}"
-                self.adapter_errors[request.adapter] = message
-            raise
+            if request.adapter is None or is_host_error(error):
+                raise
+            message = f"The adapter cannot be loaded: {str(error)[:300]}"
+            self.recent_errors[request.adapter] = (time.monotonic(), message, "broken_adapter")
+            raise InvalidRequest(message, code="broken_adapter") from error
 
     def _encode_request(self, loaded_model: LoadedModel, request: GenerationRequest) -> list[int]:
-        """The ids of the prompt. A chat template that is too slow is remembered."""
+        """The ids of the prompt. A chat template that is too slow for any conversation is
+        remembered.
+        """
         try:
-            return encode_request(loaded_model, request)
-        except DataError as error:
-            if error.code == TOO_SLOW:
-                self.template_errors[request.base] = error
-            raise
+            with limit_render(MAX_PROMPT_SECONDS):
+                return encode_request(loaded_model, request)
+        except (TemplateTooSlow, RenderLimitExceeded) as error:
+            slow = TemplateTooSlow()
+            try:
+                render_messages(loaded_model.tokenizer, {"messages": SHORT_CONVERSATION})
+            except DataError:
+                self.recent_errors[request.base] = (time.monotonic(), slow.message, slow.code)
+            raise slow from error
 
     def _cache_bytes(self) -> int:
         """What the KV caches can grow to. In a batch every row is as long as the longest one."""

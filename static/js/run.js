@@ -118,7 +118,7 @@ function fillHeader(now) {
 
 function formatTimeLeft({ seconds_left: left, queue_info }) {
   if (left != null) return `about ${formatDuration(left)} left`;
-  if (!queue_info?.at) return "";
+  if (!queue_info?.position) return "";
   const { earliest, latest } = queue_info;
   return `Estimated start: ${formatStart(earliest, latest, Date.now() / 1000)}`;
 }

@@ -37,13 +37,14 @@ export class LiveRun extends EventTarget {
   }
 
   handleMessage(message) {
+    // Also of a frame that does not fit: the server sends the next one only after this.
+    this.send({ type: "ack", run: this.run, seq: message.upto ?? message.last });
     if (message.type === "delta" && message.first !== this.cursor + 1) {
       this.cursor = 0; // events are missing: request a new snapshot
       this.subscribe();
       return;
     }
     this.cursor = message.type === "snap" ? message.upto : message.last;
-    this.send({ type: "ack", run: this.run, seq: this.cursor });
     this.emitEvent(message.type, message);
   }
 

@@ -1,9 +1,15 @@
 """A repeated transaction leaves SQLite's lock to others for as long as it held it."""
 
 import pytest
+from django.db import connection
 
 from training.runs.queue import lock_share
 from training.runs.queue.lock_share import MAX_PAUSE_SECONDS, LockShare
+
+pytestmark = [
+    pytest.mark.django_db,
+    pytest.mark.skipif(connection.vendor != "sqlite", reason="only SQLite has such a lock"),
+]
 
 
 class FakeClock:

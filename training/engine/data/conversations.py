@@ -22,8 +22,12 @@ import numpy as np
 from jinja2 import TemplateError
 from numpy.typing import NDArray
 
-from training.engine.data.errors import DataError
-from training.engine.data.render_limit import MAX_SECONDS, RenderLimitExceeded, limit_render
+from training.engine.data.errors import DataError, TemplateTooSlow
+from training.engine.data.render_limit import (
+    MAX_ROW_SECONDS,
+    RenderLimitExceeded,
+    limit_render,
+)
 from training.engine.data.template_checks import check_template_keeps_row
 
 IGNORE_INDEX = -100  # torch's cross entropy ignores this label
@@ -40,7 +44,6 @@ DEFAULT_TEMPLATE = (
 
 # Where a chat template may read the reasoning of a message, the usual name first
 REASONING_KEYS = ("reasoning_content", "thinking", "reasoning")
-TOO_SLOW = "template_too_slow"  # the code of an error about the model, not about the row
 # A private character of Unicode in place of a special token's first character
 MARK = chr(0xF0000)
 
@@ -127,12 +130,7 @@ def render_messages(
                 )
             )
     except RenderLimitExceeded as error:
-        raise DataError(
-            f"The model's chat template needs more than {MAX_SECONDS:g} s or 1 GiB for one row. It "
-            "may contain an endless loop; use another model.",
-            field="model",
-            code=TOO_SLOW,
-        ) from error
+        raise TemplateTooSlow from error
     except (TemplateError, TypeError, ValueError, KeyError) as error:
         raise DataError(
             "The model's chat template rejects the messages: "
@@ -325,6 +323,19 @@ def encode_row(
             ids[:max_length].copy(),
             truncated_tokens=max(0, len(ids) - max_length),
         )
+    try:
+        with limit_render(MAX_ROW_SECONDS):
+            return encode_conversation(
+                tokenizer, row, max_length=max_length, train_on_prompt=train_on_prompt
+            )
+    except RenderLimitExceeded as error:
+        raise TemplateTooSlow from error
+
+
+def encode_conversation(
+    tokenizer: Any, row: Row, *, max_length: int, train_on_prompt: bool
+) -> EncodedRow:
+    """`encode_row` for a conversation."""
     row = escape_special_tokens(tokenizer, row)
     check_reasoning_key(tokenizer, row)
     if train_on_prompt:
@@ -402,6 +413,6 @@ def encode_rows(
         try:
             yield encode_row(tokenizer, row, max_length=max_length, train_on_prompt=train_on_prompt)
         except DataError as error:
-            if not skip_invalid_rows or error.code == TOO_SLOW:
+            if not skip_invalid_rows or isinstance(error, TemplateTooSlow):
                 raise DataError(f"row {number}: {error.message}", code=error.code) from error
             yield None

@@ -21,14 +21,13 @@ import numpy as np
 from training.child_process import emit_message
 from training.engine.data.conversations import (
     IGNORE_INDEX,
-    TOO_SLOW,
     EncodedRow,
     encode_row,
     ensure_chat_template,
     has_special_tokens,
     load_tokenizer,
 )
-from training.engine.data.errors import DataError
+from training.engine.data.errors import DataError, TemplateTooSlow
 from training.errors import UserError, convert_panics, find_storage_error
 
 MAX_MEMORY_BYTES = 6 * 2**30  # address space
@@ -84,6 +83,8 @@ def preview_rows(tokenizer: Any, request: dict[str, Any]) -> list[dict[str, Any]
                 tokenizer, row, max_length=NO_MAX_LENGTH, train_on_prompt=request["train_on_prompt"]
             )
             previews.append(preview_row(tokenizer, encoded, request["max_length"]))
+        except TemplateTooSlow:
+            raise
         except DataError as error:
             previews.append({"problem": error.message})
     return previews
@@ -116,7 +117,7 @@ def measure_lengths(tokenizer: Any, request: dict[str, Any]) -> dict[str, Any]:
                     train_on_prompt=request["train_on_prompt"],
                 )
             except DataError as error:
-                if error.code == TOO_SLOW:  # and so it is for the other rows
+                if isinstance(error, TemplateTooSlow):
                     raise
                 invalid_numbers.append(len(lengths["total"]) * stride + 1)
                 if len(faults) < MAX_FAULTS:

@@ -14,7 +14,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-MAX_SECONDS = 5.0  # a row takes about 1 ms
+MAX_SECONDS = 5.0  # for one render, which takes about 1 ms
+MAX_PROMPT_SECONDS = 10.0  # for a prompt of the inference server, which waits for it
+MAX_ROW_SECONDS = 60.0  # for a training row; each answer is rendered several times
 MAX_GROWTH_BYTES = 2**30  # of the process while the template is rendered
 WATCH_SECONDS = 0.2
 STATM = Path("/proc/self/statm")
@@ -26,36 +28,39 @@ class RenderLimitExceeded(Exception):
 
 
 class Watch:
-    """The renders that run now, by thread, with their deadline and the process's memory at their
-    start, as the watching thread first saw it.
+    """The limits that are in force, by thread: their deadlines, the outermost first, and the
+    process's memory as the watching thread first saw it.
     """
 
     def __init__(self) -> None:
         self.lock = threading.Lock()
-        self.deadlines: dict[int, float] = {}
+        self.deadlines: dict[int, list[float]] = {}
         self.start_bytes: dict[int, int] = {}
         self.stopped: set[int] = set()
-        self.has_renders = threading.Event()
+        self.has_limits = threading.Event()
         self.thread: threading.Thread | None = None
 
-    def begin(self) -> None:
-        thread_id = threading.get_ident()
+    def begin(self, seconds: float) -> None:
+        deadline = time.monotonic() + seconds
         with self.lock:
-            self.deadlines[thread_id] = time.monotonic() + MAX_SECONDS
-            self.stopped.discard(thread_id)
+            deadlines = self.deadlines.setdefault(threading.get_ident(), [])
+            deadlines.append(min([deadline, *deadlines[-1:]]))
             if self.thread is None or not self.thread.is_alive():  # not after a fork
                 self.thread = threading.Thread(target=self.run, name="render-limit", daemon=True)
                 self.thread.start()
-        self.has_renders.set()
+        self.has_limits.set()
 
     def end(self) -> bool:
-        """Whether the render was stopped. Its exception may not have been raised yet; then it is
-        withdrawn.
+        """Whether the code inside was stopped. The exception may not have been raised yet; then it
+        is withdrawn.
         """
         thread_id = threading.get_ident()
         with self.lock:
-            del self.deadlines[thread_id]
-            self.start_bytes.pop(thread_id, None)
+            deadlines = self.deadlines.get(thread_id, [])
+            deadlines[-1:] = []
+            if not deadlines:
+                self.deadlines.pop(thread_id, None)
+                self.start_bytes.pop(thread_id, None)
             was_stopped = thread_id in self.stopped
             self.stopped.discard(thread_id)
             if was_stopped:
@@ -64,17 +69,17 @@ class Watch:
 
     def run(self) -> None:
         while True:
-            self.has_renders.wait()
+            self.has_limits.wait()
             time.sleep(WATCH_SECONDS)
             with self.lock:
                 if not self.deadlines:
-                    self.has_renders.clear()
+                    self.has_limits.clear()
                     continue
                 now, used_bytes = time.monotonic(), read_memory_bytes()
-                for thread_id, deadline in self.deadlines.items():
+                for thread_id, deadlines in self.deadlines.items():
                     start_bytes = self.start_bytes.setdefault(thread_id, used_bytes)
-                    is_over = now > deadline or used_bytes - start_bytes > MAX_GROWTH_BYTES
-                    if is_over and thread_id not in self.stopped:
+                    if now > deadlines[-1] or used_bytes - start_bytes > MAX_GROWTH_BYTES:
+                        # Again and again: the template's environment swallows some exceptions
                         self.stopped.add(thread_id)
                         raise_in_thread(thread_id, RenderLimitExceeded)
 
@@ -86,24 +91,28 @@ def raise_in_thread(thread_id: int, error: type[Exception] | None) -> None:
 
 
 def read_memory_bytes() -> int:
-    """The resident memory of this process."""
-    return int(STATM.read_text().split()[1]) * PAGE_BYTES
+    """The resident memory of this process; 0 if the system does not say."""
+    try:
+        text = STATM.read_text()
+    except OSError:
+        return 0
+    return int(text.split()[1]) * PAGE_BYTES
 
 
 watch = Watch()
 
 
 @contextmanager
-def limit_render() -> Iterator[None]:
-    """Limit the code inside to MAX_SECONDS and MAX_GROWTH_BYTES.
+def limit_render(seconds: float | None = None) -> Iterator[None]:
+    """Limit the code inside to this time (MAX_SECONDS) and MAX_GROWTH_BYTES. Inside of another
+    limit, both are in force.
 
     Raises:
         RenderLimitExceeded: it needed more.
     """
-    watch.begin()
+    watch.begin(MAX_SECONDS if seconds is None else seconds)
     try:
         yield
     finally:
-        was_stopped = watch.end()
-        if was_stopped:
+        if watch.end():
             raise RenderLimitExceeded

@@ -12,7 +12,7 @@ from collections.abc import Callable, Collection
 from functools import partial
 from typing import Any
 
-from training.engine.data.errors import DataError
+from training.engine.data.errors import DataError, TemplateTooSlow
 
 Render = Callable[[dict[str, Any]], str]
 CHANGE = "-changed"  # appended to a value to see whether the template uses it
@@ -33,10 +33,10 @@ def check_template_keeps_row(
     def is_dropped(**changes: Any) -> bool:
         try:
             return render(row | changes) == text
-        except DataError as error:
-            if error.code == "template_too_slow":
-                raise
-            return False  # the template does read the value
+        except TemplateTooSlow:
+            raise
+        except DataError:  # so the template does read the value
+            return False
 
     def is_change_dropped(index: int, **changes: Any) -> bool:
         changed = [*messages]
@@ -117,6 +117,8 @@ def render_sentinels(row: dict[str, Any], render: Render) -> str:
         messages.append(marked)
     try:
         return render(row | {"messages": messages})
+    except TemplateTooSlow:
+        raise
     except DataError:
         return ""
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 from collections.abc import Iterable
 from datetime import datetime, timedelta
 
-from django.db import transaction
 from django.db.models import F, Q
 from django.db.models.functions import Now
 from django.utils import timezone
@@ -22,9 +21,11 @@ from training.gpus.scheduling.state import NO_TEAM, Decision, PoolState, Waiting
 from training.runs.forecast.target_device import get_default_pool
 from training.runs.models import Run
 from training.runs.queue import durations
-from training.runs.queue.lock_share import queue_share
+from training.runs.queue.lock_share import LockShare
 from training.runs.signals import run_queued
 from training.runs.states import ACTIVE, UNFINISHED, RequestedAction, State
+
+passes_share = LockShare()
 
 
 def has_open_runs() -> bool:
@@ -41,7 +42,7 @@ def admit_runs() -> list[int]:
 
     The caller notifies their workers after the commit.
     """
-    with transaction.atomic():
+    with passes_share.hold():
         # One pass at a time, over the devices and runs as they are now
         audit.acquire_advisory_lock("admission")
         requeue_lost_runs()
@@ -97,9 +98,7 @@ def run_admission_pass(*, skip_run: int = 0) -> None:
 
     `skip_run` is a run that the caller supervises itself.
     """
-    with queue_share.hold():
-        admitted = admit_runs()
-    for run_id in admitted:
+    for run_id in admit_runs():
         if run_id != skip_run:
             run_queued.send(Run, run_id=run_id)
 

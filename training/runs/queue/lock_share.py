@@ -2,33 +2,33 @@
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+
+from django.db import connection, transaction
 
 MAX_PAUSE_SECONDS = 5.0
 
 
 class LockShare:
-    """After each transaction the next one waits as long as it took. SQLite gives the lock to
-    whoever asks at the right moment, so without a pause a launch waits behind all of them.
+    """Before each transaction, waits as long as the last one held the lock. SQLite gives it to
+    whoever asks at the right moment, so without a pause a launch waits behind all of them. Other
+    databases have no such lock.
     """
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
         self._free_at = 0.0
 
     @contextmanager
     def hold(self) -> Iterator[None]:
-        with self._lock:
+        """A transaction."""
+        if connection.vendor == "sqlite":
             time.sleep(max(0.0, self._free_at - time.monotonic()))
-            started_at = time.monotonic()
+        with transaction.atomic():
+            started_at = time.monotonic()  # after SQLite has given the lock
             try:
                 yield
             finally:
                 now = time.monotonic()
                 self._free_at = now + min(now - started_at, MAX_PAUSE_SECONDS)
-
-
-queue_share = LockShare()

@@ -8,11 +8,10 @@ from collections.abc import Iterable, Iterator, Sequence
 from datetime import datetime, timedelta
 from typing import Any, TypeVar
 
-from django.db import transaction
 from django.db.models import F
 from django.utils import timezone
 
-from training.gpus.models import Pool
+from training.gpus.models import Allocation, Pool
 from training.gpus.scheduling.eta import StartRange, estimate_start_ranges
 from training.gpus.scheduling.scheduler import Scheduler
 from training.gpus.scheduling.state import PoolState
@@ -20,7 +19,7 @@ from training.gpus.scheduling.wait_messages import explain_queue, format_block_r
 from training.runs.models import Run
 from training.runs.queue import durations
 from training.runs.queue.admission import build_pool_state, get_waiting_runs, run_admission_pass
-from training.runs.queue.lock_share import queue_share
+from training.runs.queue.lock_share import LockShare
 from training.runs.states import State
 
 # The next estimate of start times is due after this many times the duration of the last one
@@ -56,6 +55,7 @@ class EtaThrottle:
 
 
 eta_throttle = EtaThrottle()
+batches_share = LockShare()
 
 
 def refresh_queue() -> None:
@@ -110,13 +110,15 @@ def save_wait_reasons(changed: Sequence[Run], unchanged: Sequence[int], now: dat
     with it the open pages, only if something is new. In batches, since another process may wait for
     SQLite's lock: one statement for each of 10,000 runs kept a launch waiting for 15 s.
     """
-    queued = Run.objects.filter(state=State.QUEUED)
+    # Not of a run that has got a device or a worker meanwhile
+    allocated_runs = Allocation.objects.filter(released_at=None).values("run_id")
+    queued = Run.objects.filter(state=State.QUEUED, lease_token="").exclude(pk__in=allocated_runs)
     for batch in batched(changed, BATCH_RUNS):
-        with queue_share.hold(), transaction.atomic():
+        with batches_share.hold():
             queued.bulk_update(batch, ["queue_info", "queue_info_at"])
             queued.filter(pk__in=[run.pk for run in batch]).update(revision=F("revision") + 1)
     for pks in batched(unchanged, BATCH_RUNS):
-        with queue_share.hold():
+        with batches_share.hold():
             queued.filter(pk__in=pks).update(queue_info_at=now)
 
 
