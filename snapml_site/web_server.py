@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import tempfile
 import time
 from collections.abc import Sequence
@@ -31,9 +32,10 @@ from twisted.internet.task import LoopingCall
 django.setup()
 
 from django.conf import settings  # noqa: E402
-from django.contrib.auth import SESSION_KEY  # noqa: E402
+from django.contrib.auth import get_user  # noqa: E402
 from django.contrib.sessions.backends.db import SessionStore  # noqa: E402
 from django.db import close_old_connections  # noqa: E402
+from django.http import HttpRequest  # noqa: E402
 
 from adapters.inference.openai_http import error_body  # noqa: E402
 from snapml_site.api import problem_body  # noqa: E402
@@ -41,6 +43,7 @@ from snapml_site.spooled_body import SpooledFile  # noqa: E402
 from training.errors import TooLarge, UserError  # noqa: E402
 from training.people.tokens import find_token  # noqa: E402
 
+log = logging.getLogger("snapml.web")
 UPLOAD_PATHS = (
     b"/data/new",
     b"/api/v1/datasets/uploads",
@@ -54,6 +57,7 @@ UPLOAD_IDLE_SECONDS = 30.0
 MIN_UPLOAD_BYTES_PER_SECOND = 16 * 1024
 UPLOAD_CHECK_SECONDS = 5.0
 AUTH_TIMEOUT = 3.0
+SEND_TIMEOUT, SOCKET_POLL_SECONDS = 300.0, 0.05
 # The ORM does not run in the event loop's thread; waiting for this one takes a few ms per upload
 database_thread = ThreadPoolExecutor(1)
 
@@ -76,8 +80,11 @@ def find_user_id(session: str, token: str) -> int | None:
     if token:
         found = find_token(token)
         return found.user_id if found else None
-    user_id = SessionStore(session).load().get(SESSION_KEY) if session else None
-    return None if user_id is None else int(user_id)
+    if not session:
+        return None
+    request = HttpRequest()
+    request.session = SessionStore(session)
+    return get_user(request).pk  # None if the user is inactive or has signed out
 
 
 class LimitedRequest(http_protocol.WebRequest):  # type: ignore[misc]
@@ -106,6 +113,12 @@ class LimitedRequest(http_protocol.WebRequest):  # type: ignore[misc]
                 self.start_upload()
             except UserError as error:
                 self.refusal = error
+            except Exception:
+                log.exception("An upload could not be authenticated.")
+                self.refusal = UploadRefused(
+                    "The server is busy. Try again in a minute.",
+                    status=HTTPStatus.SERVICE_UNAVAILABLE,
+                )
         if length is not None and length > self.limit:
             self.reject_request()
 
@@ -185,9 +198,17 @@ class LimitedRequest(http_protocol.WebRequest):  # type: ignore[misc]
         super().process()
 
     def handle_reply(self, message: dict[str, Any]) -> None:
-        if message["type"] == "http.response.start" and not self.producer:
+        is_open = not self.finished and self.channel is not None
+        if is_open and message["type"] == "http.response.start" and not self.producer:
             self.registerProducer(self, streaming=True)
         super().handle_reply(message)
+
+    def handle_exception(self, exception: BaseException) -> None:
+        """Daphne would start a second response, whose error ends its watch over all requests."""
+        if self._response_started and self.channel is not None:
+            self.channel.forceAbortClient()
+        else:
+            super().handle_exception(exception)
 
     def pauseProducing(self) -> None:
         """Twisted's buffer is full."""
@@ -223,16 +244,30 @@ class LimitedRequest(http_protocol.WebRequest):  # type: ignore[misc]
             f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
         )
         self.channel.transport.write(head.encode() + body)
-        self.channel.transport.loseConnection()
+        self.channel.loseConnection()
 
 
 class WaitingServer(Server):  # type: ignore[misc]
-    """Daphne's server, which waits until the client has taken what was sent before."""
+    """Daphne's server, which waits until the client has taken what was sent before, and ends the
+    connection of a client that takes nothing for SEND_TIMEOUT.
+    """
 
     async def handle_reply(self, protocol: Any, message: dict[str, Any]) -> None:
-        if isinstance(protocol, LimitedRequest):
-            await protocol.can_write.wait()
+        try:
+            async with asyncio.timeout(SEND_TIMEOUT):
+                await wait_until_writable(protocol)
+        except TimeoutError:
+            protocol.transport.abortConnection()
         await super().handle_reply(protocol, message)
+
+
+async def wait_until_writable(protocol: Any) -> None:
+    if isinstance(protocol, LimitedRequest):
+        await protocol.can_write.wait()
+        return
+    # Of a WebSocket: Twisted still pauses the HTTP channel that it came from
+    while getattr(protocol.transport, "producerPaused", False):
+        await asyncio.sleep(SOCKET_POLL_SECONDS)
 
 
 if __name__ == "__main__":

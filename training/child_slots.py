@@ -18,7 +18,7 @@ from pathlib import Path
 
 from training.errors import UserError
 
-POLL_SECONDS = 0.05
+MIN_POLL_SECONDS, MAX_POLL_SECONDS = 0.05, 0.5
 
 
 class SlotsBusy(UserError):
@@ -87,6 +87,7 @@ class ChildSlots:
         cancelled: threading.Event | None = None,
     ) -> Iterator[None]:
         self.folder.mkdir(parents=True, exist_ok=True)
+        poll_seconds = MIN_POLL_SECONDS
         while (descriptor := lock_first_free_file(paths)) is None:
             if on_wait is not None:
                 on_wait()
@@ -95,7 +96,8 @@ class ChildSlots:
                 break
             if deadline is not None and time.monotonic() > deadline:
                 raise SlotsBusy
-            time.sleep(POLL_SECONDS)
+            time.sleep(poll_seconds)
+            poll_seconds = min(2 * poll_seconds, MAX_POLL_SECONDS)
         try:
             yield
         finally:

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import logging
 import shutil
 import subprocess
 import tempfile
@@ -31,6 +32,7 @@ from training.people.current_user import hold_program_slot
 from training.people.models import User
 
 TIMEOUT_SECONDS = 120
+log = logging.getLogger("snapml.adapters")
 
 
 def import_version(
@@ -121,17 +123,25 @@ def check_files(
                 cwd=settings.BASE_DIR,
                 seconds=TIMEOUT_SECONDS,
             )
-    except subprocess.TimeoutExpired:
-        messages = []
-    else:
-        messages = read_messages(completed.stdout)
-    for message in messages:
+    except subprocess.TimeoutExpired as error:
+        raise UserError(
+            "Reading the adapter takes too long.", field="file", code="too_large"
+        ) from error
+    for message in read_messages(completed.stdout):
         if "error" in message:
             raise build_error(message)
         adapter: dict[str, Any] = message["adapter"]
         return adapter
+    log.error(
+        "The check of an adapter exited with code %s: %s",
+        completed.returncode,
+        completed.stderr[-2000:],
+    )
     raise UserError(
-        "Reading the adapter takes too long or too much memory.", field="file", code="too_large"
+        "Reading the adapter failed, or took too much time or memory. An admin finds the reason in "
+        "the web server's log.",
+        field="file",
+        code="import_failed",
     )
 
 

@@ -8,6 +8,7 @@ No file is read in this process. `program.py` reads them and writes the first re
 from __future__ import annotations
 
 import json
+import logging
 import shutil
 import subprocess
 from collections.abc import Mapping, Sequence
@@ -32,6 +33,7 @@ from training.people.models import User
 from training.people.permissions import check_changeable
 
 UPLOAD_KIND = "upload"
+log = logging.getLogger("snapml.datasets")
 DETECTION_TIMEOUT = 40  # the program's own limit is 20 s of CPU
 # Size limit of an unpacked gzip file and of the files written, as a multiple of the upload limit
 MAX_UNPACK_RATIO = 4
@@ -142,11 +144,14 @@ def run_detection(upload: Upload) -> None:
         None,
     )
     if outcome is None:
+        log.error("Detection exited with code %s: %s", result.returncode, result.stderr[-2000:])
         raise BadFile(
             "Reading the first rows of this file takes too long or too much memory.", field="file"
         )
     if "error" in outcome:
         problem = build_error(outcome)
+        if problem.status != BadFile.status:
+            raise problem
         raise BadFile(problem.message, field=problem.field, code=problem.code)
     apply_detection(upload, outcome["detected"])
 
