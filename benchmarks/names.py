@@ -32,8 +32,11 @@ OLD_WORDS = frozenset(
     {"refuse", "told", "said", "asked", "given", "words", "place", "places", "held", "mark"}
     | {"found", "kept", "cut", "taken", "gone", "spared", "usual"}
 )
-# Names that libraries and the field have fixed: HTTP's 404, held-out data, transformers' do_sample
-STANDARD_NAMES = re.compile(r"NotFound|not_found|held_out|do_sample")
+# Names that libraries and the field have fixed: HTTP's 404, held-out data, transformers' do_sample,
+# and the marks of PyYAML's errors and Django's mark_safe
+STANDARD_NAMES = re.compile(
+    r"NotFound|not_found|NOT_FOUND|held_out|do_sample|problem_mark|start_mark|mark_safe"
+)
 OLD_NAME = re.compile(r"_*(do_\w+|\w+_of|(MOST|LEAST|FEWEST|LONGEST)_\w+)")
 
 

@@ -78,8 +78,8 @@ def find_user_id(session: str, token: str) -> int | None:
     """
     close_old_connections()
     if token:
-        found = find_token(token)
-        return found.user_id if found else None
+        api_token = find_token(token)
+        return api_token.user_id if api_token else None
     if not session:
         return None
     request = HttpRequest()

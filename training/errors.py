@@ -89,9 +89,9 @@ def get_errno(error: BaseException) -> int | None:
     if isinstance(error, OSError) and error.errno is not None:
         return error.errno
     text = str(error)
-    found = RUST_ERRNO.search(text)
-    if found:
-        return int(found[1])
+    match = RUST_ERRNO.search(text)
+    if match:
+        return int(match[1])
     return next((number for number, pattern in TEXT_ERRNOS.items() if pattern.search(text)), None)
 
 

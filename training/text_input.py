@@ -28,11 +28,11 @@ def check_text(text: str, name: str, *, field: str | None = None) -> None:
     """Raises InvalidInput: the text has a NUL character or half of a surrogate pair, which
     databases and UTF-8 do not have.
     """
-    found = UNSTORABLE.search(text)
-    if found is None:
+    match = UNSTORABLE.search(text)
+    if match is None:
         return
-    kind = "a NUL character" if found[0] == "\0" else "half of a surrogate pair, not Unicode text,"
-    message = f"{name} has {kind} at position {found.start() + 1}. Remove it."
+    kind = "a NUL character" if match[0] == "\0" else "half of a surrogate pair, not Unicode text,"
+    message = f"{name} has {kind} at position {match.start() + 1}. Remove it."
     raise InvalidInput(message, field=name if field is None else field, code="unstorable_text")
 
 

@@ -60,7 +60,7 @@ class CallFormat:
     section_closing: str = ""
 
     @property
-    def start_mark(self) -> str:
+    def start_tag(self) -> str:
         """What comes before the first call: the section's opening and the call's."""
         end = self.before_name.rfind(self.opening) + len(self.opening)
         return self.before_name[:end].lstrip() or self.first_text
@@ -170,29 +170,29 @@ def split_calls(
     """The text of an answer without its tool calls, and these."""
     call_format = answer_format.calls
     assert call_format is not None, "only for requests with tools"
-    mark = call_format.first_text
+    marker = call_format.first_text
     parts: list[str] = []
     calls: list[ToolCall] = []
     position = searched = 0
-    while (start := text.find(mark, searched)) >= 0:
-        found = read_calls(text, start, answer_format)
+    while (start := text.find(marker, searched)) >= 0:
+        parsed = read_calls(text, start, answer_format)
         before = clean_between(text[position:start], calls)
         if call_format.section_opening:
             before = before.rstrip().removesuffix(call_format.section_opening)
         if not call_format.opening:
             before = before.rstrip().removesuffix("[")
-        if found:
+        if parsed:
             parts.append(before)
-            calls += found[0]
-            position = searched = found[1]
+            calls += parsed[0]
+            position = searched = parsed[1]
         elif is_final or is_no_call(text, start, call_format):
-            searched = start + len(mark)
+            searched = start + len(marker)
         else:
             return "".join([*parts, before]).rstrip(), calls
     rest = text[position:]
     if not is_final:
         closings = (call_format.closing, call_format.section_closing)
-        rest = hold_back(rest, (mark, call_format.start_mark, *closings)).rstrip()
+        rest = hold_back(rest, (marker, call_format.start_tag, *closings)).rstrip()
         if not call_format.opening:  # perhaps the start of a list of calls
             rest = rest.removesuffix("[").rstrip()
     content = "".join([*parts, clean_between(rest, calls)])
@@ -227,34 +227,34 @@ def read_calls(
     assert call_format is not None, "only for requests with tools"
     begin = start + len(call_format.opening)
     if call_format.kind == "xml":
-        found = read_xml_call(text, begin, answer_format.tools)
+        parsed = read_xml_call(text, begin, answer_format.tools)
     elif call_format.kind == "named":
-        found = read_named_call(text, begin)
+        parsed = read_named_call(text, begin)
     else:
-        found = read_json_calls(text, begin)
-    if found is None:
+        parsed = read_json_calls(text, begin)
+    if parsed is None:
         return None
-    calls, end = found
+    calls, end = parsed
     names = {tool["function"]["name"] for tool in answer_format.tools}
     if not call_format.opening and not all(call["function"]["name"] in names for call in calls):
         return None  # without a mark, other JSON looks the same
     for closing in (call_format.closing, call_format.section_closing):
-        end = skip_mark(text, end, closing)
+        end = skip_tag(text, end, closing)
     return calls, end
 
 
-def skip_mark(text: str, start: int, mark: str) -> int:
+def skip_tag(text: str, start: int, marker: str) -> int:
     """Where the text goes on after `start`: behind the mark, if it comes there after whitespace."""
     begin = len(text) - len(text[start:].lstrip())
-    return begin + len(mark) if mark and text.startswith(mark, begin) else start
+    return begin + len(marker) if marker and text.startswith(marker, begin) else start
 
 
 def read_json_calls(text: str, begin: int) -> tuple[list[ToolCall], int] | None:
     """One call as a JSON object, or a list of them."""
-    found = decode_json(text, begin)
-    if found is None:
+    parsed = decode_json(text, begin)
+    if parsed is None:
         return None
-    value, end = found
+    value, end = parsed
     calls = [to_tool_call(item) for item in (value if isinstance(value, list) else [value])]
     complete = [call for call in calls if call is not None]
     return (complete, end) if complete and len(complete) == len(calls) else None
@@ -266,11 +266,11 @@ def read_named_call(text: str, begin: int) -> tuple[list[ToolCall], int] | None:
     if match is None:
         return None
     start = text.find("{", match.end(), match.end() + MAX_NAME_TO_ARGUMENTS)
-    found = decode_json(text, start) if start >= 0 else None
-    if found is None:
+    parsed = decode_json(text, start) if start >= 0 else None
+    if parsed is None:
         return None
-    call = to_tool_call({"name": match[1], "arguments": found[0]})
-    return None if call is None else ([call], found[1])
+    call = to_tool_call({"name": match[1], "arguments": parsed[0]})
+    return None if call is None else ([call], parsed[1])
 
 
 def read_xml_call(
@@ -283,11 +283,11 @@ def read_xml_call(
     if match is None:
         return None
     if text[match.end() :].lstrip().startswith("{"):
-        found = decode_json(text, match.end())
-        end = skip_mark(text, found[1], XML_CLOSING) if found else 0
-        if found is None or end == found[1]:
+        parsed = decode_json(text, match.end())
+        end = skip_tag(text, parsed[1], XML_CLOSING) if parsed else 0
+        if parsed is None or end == parsed[1]:
             return None
-        arguments = found[0]
+        arguments = parsed[0]
     else:
         inner, closing, _ = text[match.end() :].partition(XML_CLOSING)
         if not closing:
@@ -332,10 +332,10 @@ def list_types(schema: Any, root: dict[str, Any]) -> set[str]:
         for key in ("anyOf", "oneOf", "allOf"):
             waiting += list_items(current.get(key))
         reference = str(current.get("$ref", "")).removeprefix("#/")
-        place, _, name = reference.partition("/")
-        if reference not in seen and isinstance(root.get(place), dict):
+        section, _, name = reference.partition("/")
+        if reference not in seen and isinstance(root.get(section), dict):
             seen.add(reference)  # they may go in circles
-            waiting.append(root[place].get(name))
+            waiting.append(root[section].get(name))
     return types
 
 
@@ -377,10 +377,10 @@ def to_tool_call(value: Any) -> ToolCall | None:
     name = source.get("name", function)
     arguments = source.get("arguments", source.get("parameters"))
     if isinstance(arguments, str):
-        found = decode_json(arguments or "{}", 0)
-        if found is None:
+        parsed = decode_json(arguments or "{}", 0)
+        if parsed is None:
             return None
-        arguments = found[0]
+        arguments = parsed[0]
     arguments = clean_value({} if arguments is None else arguments)
     if not isinstance(name, str) or not name or not isinstance(arguments, dict):
         return None
@@ -408,5 +408,7 @@ def hold_back(text: str, marks: Collection[str]) -> str:
 
 def longest_prefix_at_end(text: str, marks: Collection[str]) -> int:
     """Length of the longest end of `text` that is the start of a mark."""
-    lengths = (size for mark in marks for size in range(1, len(mark)) if text.endswith(mark[:size]))
+    lengths = (
+        size for marker in marks for size in range(1, len(marker)) if text.endswith(marker[:size])
+    )
     return max(lengths, default=0)

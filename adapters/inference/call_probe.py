@@ -18,7 +18,7 @@ from adapters.inference.answer_format import (
 )
 from training.engine.data.errors import DataError
 
-MARK_START_PATTERN = re.compile(r"[<\[{◁]")
+TAG_START_PATTERN = re.compile(r"[<\[{◁]")
 # The start of a tag that is not closed yet
 OPEN_TAG_PATTERN = re.compile(r"[<\[][^<>\[\]\s]*$")
 PROBE_QUESTION, PROBE_ID = "probe_question", "a1b2c3d4"
@@ -117,10 +117,10 @@ def read_call_format(text: str) -> CallFormat | None:
         closing = text.rpartition(XML_CLOSING)[2].strip()
         return CallFormat("xml", opening, closing, before_name, before_arguments)
     is_object = "{" in before_name
-    found = decode_json(text, before_name.index("{") if is_object else arguments_start)
-    if found is None:
+    parsed = decode_json(text, before_name.index("{") if is_object else arguments_start)
+    if parsed is None:
         return None
-    after = text[found[1] :].strip()
+    after = text[parsed[1] :].strip()
     if is_object:
         opening = before_name.partition("{")[0].rstrip("[ \n").lstrip()
         closing = after.removeprefix("]").strip()
@@ -136,8 +136,8 @@ def separate_calls(pair: str, call_format: CallFormat) -> CallFormat | None:
     middle = pair[find_call_end(pair, call_format) : pair.find(PROBE_NAMES[1])]
     shared = count_equal_characters(middle[::-1], before_name[::-1])
     if shared < len(before_name):  # a shared end may start inside a mark
-        mark = MARK_START_PATTERN.search(before_name, len(before_name) - shared)
-        shared = len(before_name) - mark.start() if mark else 0
+        tag_start = TAG_START_PATTERN.search(before_name, len(before_name) - shared)
+        shared = len(before_name) - tag_start.start() if tag_start else 0
     section, start = before_name[: len(before_name) - shared], before_name[-shared:]
     if kind == "xml":
         opening = start.removesuffix("<function=").strip()
@@ -161,16 +161,16 @@ def find_call_end(text: str, call_format: CallFormat) -> int:
     name_end = text.find(PROBE_NAME) + len(PROBE_NAME)
     if call_format.kind == "xml":
         return text.find(XML_CLOSING, name_end) + len(XML_CLOSING)
-    found = decode_json(text, text.find("{", 0 if call_format.kind == "object" else name_end))
-    return found[1] if found else name_end
+    parsed = decode_json(text, text.find("{", 0 if call_format.kind == "object" else name_end))
+    return parsed[1] if parsed else name_end
 
 
 def is_read_back(text: str, call_format: CallFormat, names: Sequence[str]) -> bool:
     """Whether these calls are read from their rendered text, and nothing else."""
     tools = tuple({"type": "function", "function": {"name": name}} for name in names)
     answer = parse_answer(text, AnswerFormat(calls=call_format, tools=tools), is_final=True)
-    found = [(call["function"]["name"], call["function"]["arguments"]) for call in answer.calls]
-    return found == [(name, json.dumps({PROBE_KEY: PROBE_VALUE})) for name in names]
+    parsed = [(call["function"]["name"], call["function"]["arguments"]) for call in answer.calls]
+    return parsed == [(name, json.dumps({PROBE_KEY: PROBE_VALUE})) for name in names]
 
 
 def count_equal_characters(text: str, other: str) -> int:

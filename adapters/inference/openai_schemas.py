@@ -235,12 +235,12 @@ def parse_message(message: Any, index: int) -> dict[str, Any]:
         raise InvalidField(
             f"messages[{index}] needs a role, one of {', '.join(ROLES)}.", "messages"
         )
-    given = {
+    known_fields = {
         key: value
         for key, value in message.items()
         if value is not None and key not in IGNORED_MESSAGE_KEYS
     }
-    for key in given:
+    for key in known_fields:
         if key not in MESSAGE_KEYS[role]:
             raise InvalidField(
                 f"{key[:80]} of messages[{index}] is not supported for the role {role}. Leave it "
@@ -248,12 +248,16 @@ def parse_message(message: Any, index: int) -> dict[str, Any]:
                 "messages",
             )
     for key in ("name", "reasoning_content", "tool_call_id"):
-        if not isinstance(given.get(key, ""), str):
+        if not isinstance(known_fields.get(key, ""), str):
             raise InvalidField(f"{key} of messages[{index}] must be text.", "messages")
-    calls = parse_tool_calls(given.pop("tool_calls", []), index)
-    content = "" if calls and "content" not in given else parse_content(given.get("content"), index)
+    calls = parse_tool_calls(known_fields.pop("tool_calls", []), index)
+    content = (
+        ""
+        if calls and "content" not in known_fields
+        else parse_content(known_fields.get("content"), index)
+    )
     return {
-        **given,
+        **known_fields,
         "role": "system" if role == "developer" else role,
         "content": content,
         **({"tool_calls": calls} if calls else {}),

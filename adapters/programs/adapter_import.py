@@ -169,12 +169,12 @@ def find_adapter_entries(entries: list[zipfile.ZipInfo]) -> list[zipfile.ZipInfo
         if {get_file_name(entry) for entry in files} == set(ADAPTER_FILES)
     }
     if not complete:
-        found = {
+        present = {
             file_name for file_name in ADAPTER_FILES if any(p.name == file_name for p in paths)
         }
-        missing = next((name for name in ADAPTER_FILES if name not in found), ADAPTER_FILES[0])
+        missing = next((name for name in ADAPTER_FILES if name not in present), ADAPTER_FILES[0])
         message = f"The zip has no folder with both {' and '.join(ADAPTER_FILES)}."
-        if missing not in found:
+        if missing not in present:
             message = f"The zip has no {missing}."
         raise missing_file_error(message, [path.name for path in paths])
     depth = min(len(folder.parts) for folder in complete)

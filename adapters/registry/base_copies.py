@@ -134,10 +134,10 @@ def get_data_start(path: Path) -> int:
 
 def remove_tensors(path: Path, names: Collection[str]) -> None:
     """Write a safetensors file anew without these tensors."""
-    kept = {name: info for name, info in read_header(path).items() if name not in names}
+    retained = {name: info for name, info in read_header(path).items() if name not in names}
     entries: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     position = 0
-    for name, info in kept.items():
+    for name, info in retained.items():
         size = info.end - info.begin
         offsets = [position, position + size]
         entries[name] = {"dtype": info.dtype, "shape": info.shape, "data_offsets": offsets}
@@ -148,7 +148,7 @@ def remove_tensors(path: Path, names: Collection[str]) -> None:
     new_path = path.with_suffix(".new")
     with path.open("rb") as source, new_path.open("xb") as target:
         target.write(struct.pack("<Q", len(header)) + header)
-        for info in kept.values():
+        for info in retained.values():
             source.seek(data_start + info.begin)
             remaining = info.end - info.begin
             while remaining:

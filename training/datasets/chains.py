@@ -83,17 +83,17 @@ def build_conversation(
     row_id: str | None = leaf
     problem: BadRow | None = None
     while row_id is not None and problem is None:
-        found = index.execute(
+        stored = index.execute(
             "SELECT line, record, is_linked, parent FROM rows WHERE id = ?", [row_id]
         ).fetchone()
-        if found is None and row_id.lower() in ROOT_PARENTS:
+        if stored is None and row_id.lower() in ROOT_PARENTS:
             break
-        if found is None:
+        if stored is None:
             parent_column = mapping.columns["parent"]
             message = f"`{parent_column}` of line {chain[-1][0]} is `{row_id[:40]}`, no row's id"
             problem = BadRow(message, group=f"`{parent_column}` is no row's id")
             break
-        line, record, is_linked, parent = found
+        line, record, is_linked, parent = stored
         chain.append((line, json.loads(record), bool(is_linked)))
         if len(chain) > MAX_TURNS:
             problem = BadRow(f"the conversation has more than {MAX_TURNS} rows")

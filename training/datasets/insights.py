@@ -98,8 +98,8 @@ class Insights:
         row_json = row.to_json()[:MAX_SCANNED_CHARACTERS]  # includes system prompts and tools
         for kind in self.find_secrets(row_json):
             self.record_finding(self.secrets, "secrets", location, kind)
-        if mark := SPECIAL_TOKENS.search(row_json):
-            self.record_finding(self.special_tokens, "special_tokens", location, mark[0])
+        if special_token := SPECIAL_TOKENS.search(row_json):
+            self.record_finding(self.special_tokens, "special_tokens", location, special_token[0])
         if "@" in row_json:
             for address in EMAIL_PATTERN.findall(row_json):
                 if is_private(address):

@@ -50,7 +50,7 @@ METADATA_NAMES = re.compile(
     r"count)|(num|n)_[a-z_]+|unnamed: \d+|__index_level_\d+__"
 )
 URL = re.compile(r"https?://\S+")
-MAX_METADATA_WORDS = 3  # a longer text is more than an id, a category or an address
+MAX_METADATA_TERMS = 3  # a longer text is more than an id, a category or an address
 MIN_CONSTANT_ROWS = 20  # a column with one value in as many rows does not decide the answer
 PREFERENCE_NOTE = (
     "This is preference data. Training uses the chosen answers; the rejected ones are only "
@@ -66,7 +66,7 @@ REJECTED_NOTE = (
 )
 SPEAKER_NOTE = "`{name}` seems to name a speaker, so each row may be one message of a conversation."
 MIXED_TEXT_NOTE = (
-    "Some texts hold marks of a chat template, such as {mark}. All of the text is used, and not "
+    "Some texts hold marks of a chat template, such as {example}. All of the text is used, and not "
     "only the answers in it."
 )
 NAME_NOTE = "The column `{name}` cannot be used: its name is too long or holds control characters."
@@ -76,8 +76,8 @@ RENDERED_NOTE = (
 )
 UNUSED_NOTE = "Some columns are not used: {names}. Check whether the answer depends on them."
 HEADINGS_NOTE = (
-    "The texts hold headings of speakers or parts, such as {mark}. All of the text is trained, and "
-    "not only the answers in it."
+    "The texts hold headings of speakers or parts, such as {example}. All of the text is trained, "
+    "and not only the answers in it."
 )
 INDEX_NOTE = (
     "`{name}` seems to number the choices from 1. It is read as an index from 0; subtract one, or "
@@ -124,12 +124,12 @@ def find_doubt(sample: Sequence[Record], mapping: ColumnMapping, names: Sequence
             return note.format(name=clean_text(name)[:40])
     for name in used if mapping.row_format in ("text", "pairs", "alpaca") else ():
         marks = (SPECIAL_TOKENS.search(str(record.get(name) or "")) for record in sample)
-        if mark := next(filter(None, marks), None):
-            return MIXED_TEXT_NOTE.format(mark=mark[0])
+        if example := next(filter(None, marks), None):
+            return MIXED_TEXT_NOTE.format(example=example[0])
     if mapping.row_format == "text":
         texts = [str(record.get(mapping.columns["text"]) or "") for record in sample]
         if headings := find_headings(texts):
-            return HEADINGS_NOTE.format(mark=" and ".join(headings[:2]))
+            return HEADINGS_NOTE.format(example=" and ".join(headings[:2]))
     if "choices" in mapping.columns and is_counted_from_one(sample, mapping):
         return INDEX_NOTE.format(name=mapping.columns["completion"][:40])
     skipped = [f"`{name[:40]}`" for name in unused if may_decide_answer(sample, mapping, name)]
@@ -209,22 +209,22 @@ def guess_conversation(
     sample: Sequence[Record], names: Sequence[str], lower: Mapping[str, str]
 ) -> ColumnMapping | None:
     """The first column that holds lists of messages; two of them are a prompt and a completion."""
-    found = {name: kind for name in names if (kind := find_message_kind(sample, name))}
+    columns_by_name = {name: kind for name in names if (kind := find_message_kind(sample, name))}
     pair = find_part("prompt", lower) | find_part("completion", lower)
-    if len(pair) == 2 and found and set(found) <= set(pair.values()):
+    if len(pair) == 2 and columns_by_name and set(columns_by_name) <= set(pair.values()):
         return ColumnMapping("pairs", pair | find_part("system", lower) | find_part("tools", lower))
-    if not found:
+    if not columns_by_name:
         if "messages" not in lower:
             return None
-        found = {lower["messages"]: "messages"}
-    column = next(iter(found))
-    row_format = "sharegpt" if found[column] == "sharegpt" else "messages"
+        columns_by_name = {lower["messages"]: "messages"}
+    column = next(iter(columns_by_name))
+    row_format = "sharegpt" if columns_by_name[column] == "sharegpt" else "messages"
     columns = {ROW_FORMAT_PARTS[row_format][0][0]: column}
     used = list(columns.values())
     columns |= find_part("system", lower, used) | find_part("tools", lower, used)
     note = ""
-    if len(found) > 1:
-        others = ", ".join(f"`{name[:40]}`" for name in list(found)[1:])
+    if len(columns_by_name) > 1:
+        others = ", ".join(f"`{name[:40]}`" for name in list(columns_by_name)[1:])
         note = f"Several columns hold messages. `{column[:40]}` is used, and {others} not."
     return ColumnMapping(row_format, columns, note=note)
 
@@ -310,8 +310,8 @@ def guess_pair_or_text(
         return ColumnMapping(
             "pairs", {"prompt": question, "completion": answer} | other_parts, note=GUESS_NOTE
         )
-    found = [f"`{name[:40]}` ({describe_type(sample, name)})" for name in names[:5]]
-    note = NO_PARTS_NOTE.format(columns=", ".join(found) or "no column")
+    columns_by_name = [f"`{name[:40]}` ({describe_type(sample, name)})" for name in names[:5]]
+    note = NO_PARTS_NOTE.format(columns=", ".join(columns_by_name) or "no column")
     return ColumnMapping("pairs", {}, note=note)
 
 
@@ -346,8 +346,8 @@ def may_decide_answer(sample: Sequence[Record], mapping: ColumnMapping, name: st
         return False
     if any(isinstance(value, list | dict) for value in values):
         return True
-    words = sum(len(value.split()) for value in values if isinstance(value, str))
-    if words >= MAX_METADATA_WORDS * len(values) or is_part_name(name):
+    word_count = sum(len(value.split()) for value in values if isinstance(value, str))
+    if word_count >= MAX_METADATA_TERMS * len(values) or is_part_name(name):
         return True
     is_constant = len(values) == len(sample) and all(value == values[0] for value in values)
     return not (

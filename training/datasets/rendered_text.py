@@ -100,7 +100,7 @@ SPEAKER_HEADINGS = re.compile(
     r"(?: \(\w+\))?:(?=\s)"
 )
 LINE_HEADINGS = re.compile(r"^[<\[*#]*\s?([A-Za-z]\w{0,20})[>\]*]*:", re.MULTILINE)
-CODE_WORDS = frozenset(("else", "try", "finally", "except", "default", "http", "https"))
+CODE_KEYWORDS = frozenset(("else", "try", "finally", "except", "default", "http", "https"))
 
 
 def find_headings(texts: Sequence[str]) -> list[str]:
@@ -114,7 +114,7 @@ def find_headings(texts: Sequence[str]) -> list[str]:
     common = sorted(
         name
         for name, count in counts.items()
-        if 2 * count >= len(texts) and name.lower() not in CODE_WORDS
+        if 2 * count >= len(texts) and name.lower() not in CODE_KEYWORDS
     )
     return common if len(common) > 1 else []
 
@@ -171,8 +171,10 @@ def parse_rendered_text(text: str, field: str) -> list[dict[str, Any]]:
         if system:
             messages.append({"role": "system", "content": system[1]})
             content = content[system.end() :]
-        if mark := TOOL_MARKS.search(content):
-            raise BadRow(f"`{field}` holds {mark[0]}, which cannot be read back into messages")
+        if tool_token := TOOL_MARKS.search(content):
+            raise BadRow(
+                f"`{field}` holds {tool_token[0]}, which cannot be read back into messages"
+            )
         if role == "system" and not messages:
             content = DEFAULT_HEADERS.sub("", content)
             if not content.strip():

@@ -196,8 +196,8 @@ def check_message(
     prefix = f"message {position}: "
     role_key = next((key for key in ROLE_KEYS if message.get(key) is not None), "role")
     sender = message.get(role_key)
-    usual_key = "value" if role_key == "from" else "content"
-    content_key = next((key for key in CONTENT_KEYS if message.get(key) is not None), usual_key)
+    default_key = "value" if role_key == "from" else "content"
+    content_key = next((key for key in CONTENT_KEYS if message.get(key) is not None), default_key)
     content, used = message.get(content_key), {role_key, content_key}
     if isinstance(sender, str) and sender.strip().lower() in CALL_ROLES:
         role, calls, content = "assistant", parse_call_turn(content, position), None
@@ -484,13 +484,13 @@ def check_text(value: Any, field: str, prefix: str = "") -> str:
             f"{prefix}`{field}` is {shorten_value(value)}; expected text",
             group=f"`{field}` is missing or not text",
         )
-    found = UNSTORABLE.search(value)
-    if found is None:
+    match = UNSTORABLE.search(value)
+    if match is None:
         return value
-    position = found.start() + 1
-    if found[0] == "\0":
+    position = match.start() + 1
+    if match[0] == "\0":
         problem, group = "holds a NUL character", "holds a NUL character"
-    elif "\udc80" <= found[0] <= "\udcff":  # a byte that was not valid UTF-8
+    elif "\udc80" <= match[0] <= "\udcff":  # a byte that was not valid UTF-8
         problem = f"is not UTF-8 at character {position}; save the file as UTF-8"
         group = "is not UTF-8"
     else:

@@ -45,7 +45,7 @@ DEFAULT_TEMPLATE = (
 # Where a chat template may read the reasoning of a message, the usual name first
 REASONING_KEYS = ("reasoning_content", "thinking", "reasoning")
 # A private character of Unicode in place of a special token's first character
-MARK = chr(0xF0000)
+ESCAPE = chr(0xF0000)
 
 Message = dict[str, Any]
 Row = dict[str, Any]
@@ -187,15 +187,15 @@ def escape_special_tokens(tokenizer: Any, row: Row) -> Row:
         return row
     pattern = compile_alternatives(tokens)
 
-    def mark_text(value: Any) -> Any:
+    def escape_value(value: Any) -> Any:
         if isinstance(value, str):
-            return pattern.sub(lambda match: MARK + match[0][1:], value)
+            return pattern.sub(lambda match: ESCAPE + match[0][1:], value)
         if isinstance(value, dict):
-            return {mark_text(key): mark_text(inner) for key, inner in value.items()}
-        return [mark_text(inner) for inner in value] if isinstance(value, list) else value
+            return {escape_value(key): escape_value(inner) for key, inner in value.items()}
+        return [escape_value(inner) for inner in value] if isinstance(value, list) else value
 
-    marked: Row = mark_text(row)
-    return marked
+    escaped: Row = escape_value(row)
+    return escaped
 
 
 def list_special_tokens(tokenizer: Any) -> tuple[str, ...]:
@@ -221,8 +221,8 @@ def tokenize_rendered(tokenizer: Any, text: str) -> tuple[list[int], list[int]]:
     tokenized in one piece, or in pieces that end inside the special tokens of the content.
     """
     cuts: list[int] = []
-    if MARK in text:
-        endings = {MARK + token[1:]: token for token in list_special_tokens(tokenizer)}
+    if ESCAPE in text:
+        endings = {ESCAPE + token[1:]: token for token in list_special_tokens(tokenizer)}
         pattern = compile_alternatives(tuple(endings))
         cuts = [match.start() + 1 for match in pattern.finditer(text)]
         text = pattern.sub(lambda match: endings[match[0]], text)

@@ -76,8 +76,8 @@ def check_content(
     if not content.strip():
         return
     is_in_text = content.strip() in text
-    is_kept = make_sentinel(index) in tested or (is_in_text and not is_often_dropped(message))
-    is_dropped = not is_kept and is_change_dropped(content=content + CHANGE)
+    is_rendered = make_sentinel(index) in tested or (is_in_text and not is_often_dropped(message))
+    is_dropped = not is_rendered and is_change_dropped(content=content + CHANGE)
     if is_answer and not is_in_text:
         is_dropped = is_dropped or is_change_dropped(content=CHANGE + content)
     if is_dropped:
@@ -147,8 +147,8 @@ def check_calls(
         changed = [*calls]
         changed[number] = add_sentinel(call, CHANGE)
         name = call["function"]["name"]
-        is_found = name in text and make_sentinel(index, number) in tested
-        if not is_found and (name not in text or is_change_dropped(tool_calls=changed)):
+        is_rendered = name in text and make_sentinel(index, number) in tested
+        if not is_rendered and (name not in text or is_change_dropped(tool_calls=changed)):
             raise DataError(
                 f"The model's chat template drops the tool call `{name[:80]}` (message "
                 f"{index + 1}) or its arguments. Use a model whose template supports tools, or "
