@@ -102,7 +102,7 @@ class OneTimePasswordMiddleware:
 class InputMiddleware:
     """Checks the text of every path, query and page form (training/text_input.py) before CSRF
     protection reads the form; the API's parser and the gateway check their bodies. Headers are
-    checked in header_middleware.py.
+    checked in header_middleware.py. Files that the view did not keep are deleted.
     """
 
     sync_capable = True
@@ -112,7 +112,12 @@ class InputMiddleware:
         self.get_response = get_response
 
     def __call__(self, request: HttpRequest) -> HttpResponseBase:
-        return self.get_response(request)
+        try:
+            return self.get_response(request)
+        finally:
+            # When a form cannot be read, Django leaves the file of the part it was reading open.
+            for handler in request.upload_handlers:
+                handler.upload_interrupted()
 
     def process_view(
         self, request: HttpRequest, view: Any, _args: object, _kwargs: object

@@ -5,6 +5,7 @@ stored keep working.
 
 import json
 from itertools import cycle, islice
+from pathlib import Path
 
 import httpx
 import pytest
@@ -450,10 +451,11 @@ def test_no_page_fails_on_a_malformed_form(as_admin, things):
 
 
 @pytest.mark.parametrize(("content_type", "body"), MALFORMED_FORMS[:3] + MALFORMED_FORMS[5:7])
-def test_a_malformed_form_is_refused_by_page_and_api(as_admin, content_type, body):
+def test_a_malformed_form_is_refused_by_page_and_api(as_admin, settings, content_type, body):
     for url in ("/sign-in", "/data/new", "/api/v1/datasets/uploads"):
         response = as_admin.generic("POST", url, body, content_type)
         assert response.status_code == 400, url
+    assert not list(Path(settings.FILE_UPLOAD_TEMP_DIR).iterdir())
 
 
 def test_a_form_with_too_many_fields_is_refused_as_too_large(as_admin):
