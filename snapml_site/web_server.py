@@ -52,7 +52,7 @@ UPLOAD_PATHS = (
 )
 MAX_FORM_BYTES = 2**20
 MAX_UPLOADS, MAX_UPLOADS_PER_USER = 8, 2  # at the same time
-# An upload with a longer pause, or that is slower after this time, ends: it would hold a place.
+# After this time, an upload with a longer pause or a lower rate is ended: it occupies a slot.
 UPLOAD_IDLE_SECONDS = 30.0
 MIN_UPLOAD_BYTES_PER_SECOND = 16 * 1024
 UPLOAD_CHECK_SECONDS = 5.0

@@ -65,7 +65,8 @@ class ChildSlots:
         self, *, on_wait: Callable[[], None], cancelled: threading.Event | None = None
     ) -> Iterator[None]:
         """Wait for a slot as long as it takes, and hold it. `on_wait` is called once if there is
-        none. If `cancelled` is set meanwhile, go on without one: the program is terminated at once.
+        none. If `cancelled` is set meanwhile, continue without one: the program is terminated at
+        once.
         """
         with self._hold_one(self.shared_paths, on_wait=on_wait, cancelled=cancelled):
             yield

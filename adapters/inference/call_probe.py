@@ -87,7 +87,7 @@ def render_call(
             before = before[:reasoning_start]
     start = count_equal_characters(before, full)
     if start < len(before) and (tag := OPEN_TAG_PATTERN.search(full[:start])):
-        start = tag.start()  # both go on with a tag
+        start = tag.start()  # both texts continue with a tag
     text = full[start:]
     if reasoning_tags:
         reasoning_end = text.find(reasoning_tags[1], 0, text.find(names[0]))

@@ -1,5 +1,5 @@
-"""The form of a template's calls is used only if the calls that it renders can be read back: any
-other would return wrong calls, or prompts that go on with the system prompt.
+"""The form of a template's calls is used only if the calls that it renders can be read back. Any
+other would return wrong calls, or prompts that continue with the system prompt.
 """
 
 import pytest

@@ -52,7 +52,7 @@ class SignIn(auth.LoginView):
         return super().post(request, *args, **kwargs)
 
     def form_valid(self, form: AuthenticationForm) -> HttpResponse:
-        """A success does not clear the count of its address: whoever has an account could guess the
+        """A success does not clear the count of its address: otherwise any user could guess the
         passwords of others forever.
         """
         clear_attempts([self.name_key])

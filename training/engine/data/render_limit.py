@@ -1,7 +1,7 @@
-"""Limits the time and memory of rendering a chat template, which is code of whoever made the model.
+"""Limits the time and memory of rendering a chat template, which is code that came with the model.
 
 A thread watches the renders that take long and raises an exception in their thread. It stops loops
-in the template; one operation of C code, such as a large multiplication, it cannot interrupt.
+in the template. It cannot interrupt one operation of C code, such as a large multiplication.
 """
 
 from __future__ import annotations

@@ -12,8 +12,8 @@ MAX_PAUSE_SECONDS = 5.0
 
 
 class LockShare:
-    """Before each transaction, waits as long as the last one held the lock. SQLite gives it to
-    whoever asks at the right moment, so without a pause a launch waits behind all of them. Other
+    """Before each transaction, waits as long as the last one held the lock. SQLite's
+    waiters poll for it, so without a pause a launch waits behind all of the transactions. Other
     databases have no such lock.
     """
 
