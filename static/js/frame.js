@@ -23,6 +23,19 @@ document.addEventListener("click", ({ target }) =>
 );
 document.addEventListener("keydown", ({ key }) => key === "Escape" && closeMenus(null));
 
+// htmx gives the focus to the new copy of a field, but loses a selection that starts at 0: with all
+// of the old value selected, "12" typed over "0" became "120".
+let selectionBeforeSwap = null;
+document.addEventListener("htmx:beforeSwap", () => {
+  const { id, selectionStart: start, selectionEnd: end } = document.activeElement;
+  selectionBeforeSwap = id && start === 0 && end > 0 ? { id, end } : null;
+});
+document.addEventListener("htmx:afterSwap", () => {
+  const field = document.activeElement;
+  if (field.id === selectionBeforeSwap?.id && field.selectionStart === field.selectionEnd)
+    field.setSelectionRange(0, selectionBeforeSwap.end);
+});
+
 function switchTheme() {
   const theme = isDark() ? "light" : "dark";
   localStorage.setItem("theme", theme);

@@ -43,6 +43,20 @@ def test_auto_plans_with_locked_settings_and_trains_an_adapter(page, instance):
     expect(page.locator("#tab-config")).to_be_hidden()
 
 
+def test_typing_replaces_a_selected_value_after_the_plan_was_updated(page, instance):
+    page.goto(instance.address + "/runs/new")
+    choose_model_and_data(page)
+    expect(page.locator("ol.plan")).to_contain_text("LoRA fits", timeout=120_000)
+    page.get_by_label("Rank").fill("4")
+    max_steps = page.get_by_label("Max steps")
+    old_field = max_steps.element_handle()
+    max_steps.select_text()
+    # Leaving Rank updates the plan, which replaces the field
+    page.wait_for_function("field => !field.isConnected", arg=old_field)
+    page.keyboard.type("12")
+    expect(max_steps).to_have_value("12")
+
+
 def test_a_removed_lock_restores_the_planned_value(page, instance):
     page.goto(instance.address + "/runs/new")
     choose_model_and_data(page)
