@@ -10,11 +10,8 @@ before the attack. A process counts as running while it uses CPU time. Every loo
 
 from __future__ import annotations
 
-import base64
 import json
-import os
 import socket
-import struct
 import sys
 import tempfile
 import threading
@@ -31,6 +28,7 @@ import psutil
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from benchmarks import print_report
+from benchmarks.web_sockets import open_socket, send_frame
 from tests import tiny
 from tests.running_site import RunningSite
 
@@ -184,29 +182,10 @@ def leave_downloads_unread(stage: RunningSite, token: str, version: int) -> dict
     return {"downloads_growth_mb": figures["growth_mb"]}
 
 
-def send_frame(connection: socket.socket, message: dict[str, Any]) -> None:
-    """A masked text frame (RFC 6455, section 5.2) of at most 125 bytes."""
-    payload, mask = json.dumps(message).encode(), os.urandom(4)
-    masked = bytes(byte ^ mask[index % 4] for index, byte in enumerate(payload))
-    connection.sendall(struct.pack("!BB", 0x81, 0x80 | len(payload)) + mask + masked)
-
-
 def subscribe_without_reading(stage: RunningSite, session: str, run: int) -> dict[str, Any]:
     """Ten sockets that subscribe to a run again and again and never read."""
-    key = base64.b64encode(os.urandom(16)).decode()
-    head = (
-        f"GET /ws/live HTTP/1.1\r\nHost: 127.0.0.1:{stage.port}\r\nUpgrade: websocket\r\n"
-        f"Connection: Upgrade\r\nSec-WebSocket-Key: {key}\r\nSec-WebSocket-Version: 13\r\n"
-        f"Origin: {stage.address}\r\nCookie: snapml_session={session}\r\n\r\n"
-    ).encode()
     with watch_web(stage) as figures:
-        connections = []
-        for _ in range(10):
-            connection = socket.create_connection(("127.0.0.1", stage.port))
-            connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-            connection.sendall(head)
-            assert connection.recv(200).startswith(b"HTTP/1.1 101"), "the socket was refused"
-            connections.append(connection)
+        connections = [open_socket(stage.port, session, buffer_bytes=4096) for _ in range(10)]
         for _ in range(40):
             for connection in connections:
                 try:

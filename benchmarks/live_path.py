@@ -1,5 +1,5 @@
-"""Measure the delay from a step event of the engine to its point in the browser, with SQLite, one
-tab and 10 points per second.
+"""Measure the delay from a step event of the engine to its point in the browser, with SQLite and 10
+points per second, for one tab, or with `--sockets 500` for one tab among 500 sockets on the run.
 
 A script replaces the engine and writes step events with timestamps to the journal of a real run.
 The real worker, database, web server, WebSocket and page carry them to a headless Chromium, which
@@ -8,6 +8,9 @@ records the time of the frame in which a point was drawn. Both clocks are the ma
 
 from __future__ import annotations
 
+import argparse
+import json
+import subprocess
 import sys
 import tempfile
 import time
@@ -16,11 +19,14 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
+import psutil
+
 from benchmarks import print_report, quantile
 from tests.browser.chromium import launch_browser
 from tests.running_site import RunningSite
 
 POINTS, RATE, WARMUP_POINTS = 300, 10.0, 20
+SOCKETS_PER_USER = 20  # the limit of a user
 
 LAUNCH = """
 import django, json
@@ -63,22 +69,52 @@ for n in range(1, points + 1):
 time.sleep(3)
 """
 
+SESSIONS = """
+import django, json, sys
+django.setup()
+from django.contrib.auth import BACKEND_SESSION_KEY, HASH_SESSION_KEY, SESSION_KEY
+from django.contrib.sessions.backends.db import SessionStore
+from training.people.models import User
+keys = []
+for number in range(int(sys.argv[1])):
+    user = User.objects.create_superuser(f"viewer-{number}", password="tulip-river-42")
+    session = SessionStore()
+    session[SESSION_KEY] = str(user.pk)
+    session[BACKEND_SESSION_KEY] = "django.contrib.auth.backends.ModelBackend"
+    session[HASH_SESSION_KEY] = user.get_session_auth_hash()
+    session.save()
+    keys.append(session.session_key)
+print(json.dumps(keys))
+"""
+
+FOLLOW = """
+import json, sys
+from benchmarks.web_sockets import follow_run
+sessions = json.loads(sys.argv[2])
+print(json.dumps(follow_run(int(sys.argv[1]), sessions, int(sys.argv[3]), int(sys.argv[4]))))
+"""
+
 
 def main() -> None:
-    import subprocess
-
     from tests import tiny
 
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--sockets", type=int, default=0, help="besides the browser tab")
+    options = parser.parse_args()
     home = Path(tempfile.mkdtemp(prefix="snapml-bench-"))
     model = tiny.make_model(home / "model")
     with RunningSite(home, model) as stage, launch_browser() as chromium:
         run = stage.run_python(LAUNCH).strip()
         folder = home / "runs" / run
+        followers = start_followers(stage, run, options.sockets)
+        web_cpu = psutil.Process(stage.find_pid("web")).cpu_times
         writer = subprocess.Popen(
             [sys.executable, "-c", ENGINE, str(folder), str(POINTS), str(RATE)],
             env=stage.env,
             cwd=Path.cwd(),
         )
+        cpu_before, started_at = sum(web_cpu()[:2]), time.monotonic()
         page = chromium.new_page(viewport={"width": 1440, "height": 900})
         page.goto(stage.address + "/sign-in")
         page.fill("#username", "alice")
@@ -91,8 +127,30 @@ def main() -> None:
         )
         writer.wait()
         drawn: list[list[float]] = page.evaluate("window.drawn")
+        web_share = (sum(web_cpu()[:2]) - cpu_before) / (time.monotonic() - started_at)
+        figures = {"web_cpu": web_share}
+        if followers is not None:
+            output, _ = followers.communicate(timeout=60)
+            assert followers.returncode == 0, "a socket lost a frame"
+            figures |= json.loads(output)
     events = tiny.read_events(folder)
-    print_report(summarize_waits(events, drawn))
+    print_report(summarize_waits(events, drawn) | figures)
+
+
+def start_followers(stage: RunningSite, run: str, sockets: int) -> subprocess.Popen[str] | None:
+    """Start a process with `sockets` sockets that follow the run to its end, and wait until all are
+    open.
+    """
+    if not sockets:
+        return None
+    users = -(-sockets // SOCKETS_PER_USER)
+    keys = json.loads(stage.run_python(SESSIONS, users))
+    sessions = json.dumps((keys * SOCKETS_PER_USER)[:sockets])
+    command = [sys.executable, "-c", FOLLOW, str(stage.port), sessions, run, str(POINTS + 1)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=Path.cwd())
+    assert process.stdout is not None
+    assert process.stdout.readline() == "ready\n", "a socket was refused"
+    return process
 
 
 def summarize_waits(events: list[dict[str, Any]], drawn: list[list[float]]) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from django.test import override_settings
 
 from snapml_site.asgi import application
 from tests.runs.journals import Journal, step_event
-from training.runs.live import consumers
+from training.runs.live import consumers, frames, messages
 from training.runs.models import Run
 from training.runs.worker.ingest import store_events
 from training.runs.worker.lease import claim_run
@@ -285,13 +285,73 @@ async def test_a_frame_without_an_ack_closes_the_socket(run, alice, monkeypatch)
 async def test_an_internal_error_closes_the_socket_so_that_the_browser_reconnects(
     run, alice, monkeypatch
 ):
-    async def broken(_run_id):
+    async def broken(_request):
         raise RuntimeError("the database is not available")
 
-    monkeypatch.setattr(consumers, "read_revision", broken)
+    monkeypatch.setattr(frames, "build_frame", broken)
     socket, _ = await connect_socket(alice)
     await subscribe_run(socket, run)
     assert await read_close_code(socket) == consumers.INTERNAL_ERROR
+
+
+async def test_deleting_a_run_closes_its_sockets(run, alice):
+    socket, _ = await connect_socket(alice)
+    await subscribe_run(socket, run)
+    await receive_message(socket, run)
+    await sync_to_async(Run.objects.filter(pk=run.pk).delete)()
+    assert await read_close_code(socket) == consumers.FORBIDDEN
+
+
+async def test_sockets_of_a_run_share_frames(run, alice, writer, monkeypatch):
+    reads = []
+    build_delta = messages.build_delta
+    monkeypatch.setattr(
+        messages, "build_delta", lambda *args: reads.append(args) or build_delta(*args)
+    )
+    await writer(step_event(1))
+    sockets = [(await connect_socket(alice))[0] for _ in range(10)]
+    for socket in sockets:
+        await subscribe_run(socket, run)
+        await receive_message(socket, run)
+    await writer(step_event(2))
+    deltas = [await receive_message(socket, run) for socket in sockets]
+    assert [delta["last"] for delta in deltas] == [2] * 10
+    assert len(reads) == 1
+    for socket in sockets:
+        await socket.disconnect()
+
+
+async def test_a_frame_that_could_not_be_read_is_read_again(run, alice, monkeypatch):
+    build_frame, calls = frames.build_frame, []
+
+    async def fail_once(request):
+        calls.append(request)
+        if len(calls) == 1:
+            raise RuntimeError("the database is not available")
+        return await build_frame(request)
+
+    monkeypatch.setattr(frames, "build_frame", fail_once)
+    for expected in (consumers.INTERNAL_ERROR, None):
+        socket, _ = await connect_socket(alice)
+        await subscribe_run(socket, run)
+        if expected:
+            assert await read_close_code(socket) == expected
+        else:
+            assert (await receive_message(socket, run))["type"] == "snap"
+            await socket.disconnect()
+
+
+async def test_the_shared_frames_are_limited(run, alice, monkeypatch):
+    monkeypatch.setattr(frames, "MAX_CACHED_FRAMES", 2)
+    cache, revision = frames.FrameCache(), frames.Revision(0, 0, False)
+    for points in range(10, 16):
+        await cache.get_frame(frames.FrameRequest(run.pk, 0, points), revision)
+    assert len(cache._frames) <= 3
+    monkeypatch.setattr(frames, "MAX_CACHED_BYTES", 1)
+    await cache.get_frame(frames.FrameRequest(run.pk, 0, 99), revision)
+    assert len(cache._frames) == 1
+    cache.drop_run(run.pk)
+    assert not cache._frames
 
 
 async def test_the_host_must_be_allowed(alice):

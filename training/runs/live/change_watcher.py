@@ -21,7 +21,9 @@ from channels.layers import get_channel_layer
 from django.conf import settings
 from django.db import connection
 
+from training.runs.live.frames import FrameCache, Revision
 from training.runs.models import Run
+from training.runs.status import is_worker_lost
 from training.sqlite_queue import QUEUE_ERRORS
 
 GROUP = "runs"
@@ -30,8 +32,6 @@ POLL_SECONDS = 0.25
 FULL_POLL_SECONDS = 1.0  # with SQLite, even if no commit was noticed
 
 log = logging.getLogger("snapml.runs")
-
-Revision = tuple[int, int]  # last event number, revision of the row
 
 
 class ChangeWatcher:
@@ -44,7 +44,8 @@ class ChangeWatcher:
 
     def __init__(self) -> None:
         self._listeners: dict[int, set[asyncio.Event]] = defaultdict(set)
-        self._revisions: dict[int, Revision] = {}
+        self._revisions: dict[int, Revision | None] = {}
+        self.frames = FrameCache()
         self._task: asyncio.Task[None] | None = None
         self._sqlite: sqlite3.Connection | None = None
         self._version = -1
@@ -64,15 +65,26 @@ class ChangeWatcher:
         if not self._listeners[run_id]:
             del self._listeners[run_id]
             self._revisions.pop(run_id, None)
+            self.frames.drop_run(run_id)
+
+    async def get_revision(self, run_id: int) -> Revision | None:
+        """The revision of a run that has a listener; None if the run was deleted."""
+        if run_id not in self._revisions:
+            await self.poll_revisions()
+        return self._revisions.get(run_id)
 
     async def poll_revisions(self) -> None:
         """Read the revisions of the watched runs, and wake the listeners of those that changed."""
-        revisions = await read_revisions(list(self._listeners))
-        for run_id, revision in revisions.items():
-            if self._revisions.get(run_id) != revision:
-                for wake in self._listeners.get(run_id, ()):
-                    wake.set()
-        self._revisions = revisions
+        run_ids = list(self._listeners)
+        revisions = await read_revisions(run_ids)
+        for run_id in run_ids:
+            revision = revisions.get(run_id)
+            if run_id not in self._listeners or self._revisions.get(run_id) == revision:
+                continue
+            self._revisions[run_id] = revision
+            self.frames.drop_run(run_id)
+            for wake in self._listeners[run_id]:
+                wake.set()
 
     async def _poll_loop(self) -> None:
         full_poll_at = 0.0
@@ -100,8 +112,9 @@ class ChangeWatcher:
 
 @database_sync_to_async
 def read_revisions(run_ids: list[int]) -> dict[int, Revision]:
-    rows = Run.objects.filter(pk__in=run_ids).values_list("pk", "last_seq", "revision")
-    return {pk: (last_seq, revision) for pk, last_seq, revision in rows}
+    runs = Run.objects.filter(pk__in=run_ids)
+    runs = runs.only("last_seq", "revision", "state", "lease_expires_at")
+    return {run.pk: Revision(run.last_seq, run.revision, is_worker_lost(run)) for run in runs}
 
 
 watcher = ChangeWatcher()

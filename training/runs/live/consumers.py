@@ -12,7 +12,6 @@ memory: it gets larger deltas, not more of them.
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 import time
 from collections import Counter, deque
@@ -29,8 +28,8 @@ from django.http import HttpRequest
 from training.people.models import User
 from training.runs.live import messages
 from training.runs.live.change_watcher import GROUP, watcher
+from training.runs.live.frames import FrameRequest, Revision
 from training.runs.models import Run
-from training.runs.status import is_worker_lost
 from training.text_input import InvalidInput, parse_json
 
 MAX_SUBSCRIPTIONS = 50
@@ -59,9 +58,7 @@ class UnackedFrame:
 class Subscription:
     cursor: int
     points: int
-    is_new: bool = True
-    # The row's revision, and whether its worker was lost
-    sent_revision: tuple[int, bool] = (-1, False)
+    sent: Revision | None = None
 
 
 class LiveConsumer(AsyncWebsocketConsumer):  # type: ignore[misc]
@@ -179,7 +176,8 @@ class LiveConsumer(AsyncWebsocketConsumer):  # type: ignore[misc]
         checked_at = time.monotonic()
         while True:
             try:
-                await asyncio.wait_for(self.wake.wait(), timeout=1.0)
+                async with asyncio.timeout(1.0):
+                    await self.wake.wait()
             except TimeoutError:
                 pass
             self.wake.clear()
@@ -198,27 +196,31 @@ class LiveConsumer(AsyncWebsocketConsumer):  # type: ignore[misc]
 
     async def send_updates(self, run_id: int, subscription: Subscription) -> None:
         """Send the next frame if the run has changed."""
-        last_seq, revision = await read_revision(run_id)
-        if not subscription.is_new and (last_seq, revision) == (
-            subscription.cursor,
-            subscription.sent_revision,
+        revision = await watcher.get_revision(run_id)
+        if self.subscriptions.get(run_id) is not subscription:
+            return
+        if revision is None:  # the run was deleted
+            self.unsubscribe(run_id)
+            await self.close(FORBIDDEN)
+            return
+        sent, behind = subscription.sent, revision.last_seq - subscription.cursor
+        if (
+            sent is not None
+            and behind <= 0
+            and revision.row <= sent.row
+            and revision.is_worker_lost == sent.is_worker_lost
         ):
             return
-        behind = last_seq - subscription.cursor
-        if (
-            (subscription.is_new and subscription.cursor == 0)
-            or behind < 0
-            or behind > messages.RESYNC_THRESHOLD
-        ):
-            message = await read_snapshot(run_id, subscription.points)
-            subscription.cursor = message["upto"]
+        is_first = sent is None and (subscription.cursor == 0 or behind < 0)
+        if is_first or behind > messages.RESYNC_THRESHOLD:
+            request = FrameRequest(run_id, 0, subscription.points)
         else:
-            message = await read_delta(run_id, subscription.cursor)
-            subscription.cursor = message["last"]
-        subscription.is_new, subscription.sent_revision = False, revision
-        text = json.dumps(message)
-        self.unacked[run_id] = UnackedFrame(time.monotonic(), len(text))
-        await self.send(text_data=text)
+            request = FrameRequest(run_id, subscription.cursor, points=0)
+        frame = await watcher.frames.get_frame(request, revision)
+        subscription.cursor = frame.last_seq
+        subscription.sent = Revision(frame.last_seq, frame.row, revision.is_worker_lost)
+        self.unacked[run_id] = UnackedFrame(time.monotonic(), len(frame.text))
+        await self.send(text_data=frame.text)
 
     async def is_still_allowed(self) -> bool:
         """Whether the user is still signed in and may see every subscribed run. If not, the socket
@@ -256,12 +258,6 @@ def can_view_run(user: User, run_id: int) -> bool:
 
 
 @database_sync_to_async
-def read_revision(run_id: int) -> tuple[int, tuple[int, bool]]:
-    run = Run.objects.only("last_seq", "revision", "state", "lease_expires_at").get(pk=run_id)
-    return run.last_seq, (run.revision, is_worker_lost(run))
-
-
-@database_sync_to_async
 def get_session_user(key: str) -> User | None:
     request = HttpRequest()
     request.session = SessionStore(key)
@@ -271,7 +267,3 @@ def get_session_user(key: str) -> User | None:
         if isinstance(user, User) and user.is_active and not user.must_change_password
         else None
     )
-
-
-read_snapshot = database_sync_to_async(messages.build_snapshot)
-read_delta = database_sync_to_async(messages.build_delta)

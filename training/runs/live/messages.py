@@ -51,6 +51,7 @@ def build_snapshot(run_id: int, points: int) -> Message:
         "run": run_id,
         "points": points,
         "upto": run.last_seq,
+        "revision": run.revision,
         "state": get_run_status(run),
         "curves": curves.to_packed(),
         "events": [event_to_json(event) for event in events],
@@ -69,6 +70,7 @@ def build_delta(run_id: int, cursor: int) -> Message:
         "run": run_id,
         "first": cursor + 1,
         "last": last,
+        "revision": run.revision,
         "state": get_run_status(run),
         "events": events,
     }
