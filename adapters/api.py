@@ -176,12 +176,6 @@ def register_checkpoint(request: AuthenticatedRequest, body: RegisterCheckpointI
     return 201, services.register_checkpoint(request.user, run, body.step)
 
 
-@router.get("/disk", response=dict[str, Any])
-def read_disk_usage(request: AuthenticatedRequest) -> Any:
-    """Disk usage in bytes by owner, adapter and run, for everything visible to you."""
-    return actions.get_disk_usage(request.user)
-
-
 @router.patch("/{int:adapter_id}", response=AdapterOut)
 def update_adapter(
     request: AuthenticatedRequest, adapter_id: int, body: AdapterUpdateIn

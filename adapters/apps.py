@@ -1,4 +1,5 @@
 from django.apps import AppConfig
+from django.db.models import Q
 
 
 class AdaptersConfig(AppConfig):
@@ -14,9 +15,12 @@ class AdaptersConfig(AppConfig):
         from adapters.export.gguf import GGUF_JOB
         from adapters.export.hub import PUSH_JOB
         from adapters.export.merge import MERGE_JOB
+        from adapters.models import AdapterVersion, Deployment
         from adapters.registry import continue_training, services
         from adapters.serving import usage
         from training.jobs.kinds import register_kind
+        from training.jobs.services import find_busy_ids
+        from training.people import disk_quota
         from training.runs.launch.start_version import register_resolver
         from training.runs.worker import main, outcomes
 
@@ -25,3 +29,15 @@ class AdaptersConfig(AppConfig):
         main.PERIODIC_TASKS.append((usage.prune_request_logs, 3600.0))
         for kind in (MERGE_JOB, GGUF_JOB, PUSH_JOB, WEIGHT_ANALYSIS_JOB, REPLIES_JOB):
             register_kind(kind)
+        deployed = Deployment.objects.order_by()
+        disk_quota.KINDS.append(
+            disk_quota.StoredKind(
+                title="Adapters, merged models and GGUF",
+                model=AdapterVersion,
+                page="adapter",
+                is_in_use=Q(pk__in=deployed.values("version"))
+                | Q(pk__in=deployed.exclude(canary=None).values("canary")),
+                in_use_reason="deployed",
+                is_growing=Q(pk__in=find_busy_ids(AdapterVersion)),
+            )
+        )

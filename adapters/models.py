@@ -13,11 +13,11 @@ from training.catalog.models import BaseModel
 from training.datasets.models import DatasetVersion
 from training.engine.methods import METHODS
 from training.engine.methods.base import Method
-from training.people.models import Owned, User
+from training.people.models import Owned, Stored, User
 from training.runs.models import Run
 
 
-class AdapterVersion(Owned):
+class AdapterVersion(Owned, Stored):
     """The weights of a checkpoint, copied from the run's folder so that they outlive it. Immutable.
 
     `provenance` records how the version was made: settings, seed, data, base model and its
@@ -98,6 +98,14 @@ class AdapterVersion(Owned):
     def merged_folder(self) -> Path:
         """The folder of the merged model, which exists after a merge (export/merge.py)."""
         return Path(settings.HOME) / "merged" / str(self.pk)
+
+    @property
+    def gguf_folder(self) -> Path:
+        """The folder of the exported GGUF files (export/gguf.py)."""
+        return Path(settings.HOME) / "merged" / f"{self.pk}-gguf"
+
+    def list_folders(self) -> list[Path]:
+        return [self.folder, self.merged_folder, self.gguf_folder]
 
 
 class VersionCounter(models.Model):

@@ -21,7 +21,6 @@ urlpatterns = [
     path("adapters/vote", evaluation_views.show_next_vote, name="adapters-vote"),
     path("adapters/vote/cast", evaluation_views.cast_vote, name="adapters-vote-cast"),
     path("adapters/import", registry_views.import_adapter, name="adapter-import"),
-    path("adapters/disk", registry_views.show_disk_usage, name="adapters-disk"),
     path("adapters/<int:adapter_id>/edit", registry_views.edit_adapter, name="adapter-edit"),
     path("adapters/<int:adapter_id>/delete", registry_views.delete_adapter, name="adapter-delete"),
     path(

@@ -7,6 +7,7 @@ for larger installations.
 | SNAPML_HOSTS | host names of the site, comma-separated | localhost, 127.0.0.1, [::1] |
 | SNAPML_HTTPS | 1: the site uses HTTPS only (secure cookies, HSTS) | 0 |
 | SNAPML_DATA_MAX_GIB | maximum size of an upload, in GiB | 2 |
+| SNAPML_DISK_QUOTA_GIB | disk of a user without a quota of their own, in GiB | half the disk |
 | SNAPML_MODEL_FOLDERS | folders from which admins may register models, colon-separated | none |
 | SNAPML_WEBHOOK_HOSTS | private hosts that webhooks may reach, comma-separated | none |
 | SNAPML_PROXIES | addresses of reverse proxies on other hosts, comma-separated | none |
@@ -260,6 +261,7 @@ PROXIES = [p.strip() for p in os.environ.get("SNAPML_PROXIES", "").split(",") if
 MAX_CRASHES = int(os.environ.get("SNAPML_MAX_CRASHES", "3"))
 MAX_PROGRAMS = int(os.environ.get("SNAPML_MAX_PROGRAMS", "0")) or os.cpu_count() or 1
 CHILD_SLOTS = ChildSlots(HOME / "slots" / get_host_name(), MAX_PROGRAMS)
+DISK_QUOTA_BYTES = int(float(os.environ.get("SNAPML_DISK_QUOTA_GIB", "0")) * 2**30)
 MAX_QUEUED_RUNS = int(os.environ.get("SNAPML_MAX_QUEUED_RUNS", "100"))
 INFERENCE_URL = os.environ.get("INFERENCE_URL", "").rstrip("/")
 INFERENCE_TOKEN = os.environ.get("INFERENCE_TOKEN", "")

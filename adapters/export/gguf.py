@@ -15,7 +15,7 @@ from training.errors import Conflict, NotFound, UserError
 from training.jobs.kinds import JobKind
 from training.jobs.models import Job, JobState
 from training.jobs.runner import get_subject, run_program
-from training.jobs.services import enqueue_job, get_job
+from training.jobs.services import get_job
 from training.people.models import User
 
 KIND = "gguf"
@@ -29,19 +29,34 @@ QUANTIZATIONS = {
     "f32": "32 bits: largest size, exact",
 }
 
+# Blocks of 32 weights have one or two scales of 16 bits
+BYTES_PER_WEIGHT = {
+    "f32": 4.0,
+    "f16": 2.0,
+    "bf16": 2.0,
+    "q8_0": 34 / 32,
+    "q4_1": 20 / 32,
+    "q4_0": 18 / 32,
+}
+
 
 def export_gguf(user: User, version: AdapterVersion, quantization: str) -> Job:
     """Start a GGUF export of a version's full model, or return the job that is running or done.
 
     Raises:
         UserError: unknown quantization.
-        Conflict: the version has no full model; the message says why or what to do.
+        Conflict: the version has no full model, or a disk quota would be exceeded.
     """
     check_quantization(quantization)
     get_model_folder(version)
-    params = {"quantization": quantization}
-    return enqueue_job(
-        user, KIND, f"{version.pk}:{quantization}", subjects=[version], params=params
+    parameters = version.base_model.metadata.get("parameters") or 0
+    return merge.enqueue_export(
+        user,
+        KIND,
+        f"{version.pk}:{quantization}",
+        version,
+        disk_bytes=int(parameters * BYTES_PER_WEIGHT[quantization]),
+        params={"quantization": quantization},
     )
 
 
@@ -100,7 +115,7 @@ def gguf_outputs(job: Job) -> list[Path]:
 
 
 def gguf_path(version: AdapterVersion, quantization: str) -> Path:
-    return version.merged_folder.parent / f"{version.pk}-gguf" / f"{quantization}.gguf"
+    return version.gguf_folder / f"{quantization}.gguf"
 
 
 def get_gguf(version: AdapterVersion, quantization: str) -> Path:
@@ -130,5 +145,11 @@ def iter_file_chunks(path: Path) -> Iterator[bytes]:
 
 
 GGUF_JOB = JobKind(
-    KIND, run_gguf, lane=PROGRAMS, subjects=(AdapterVersion,), output_folders=gguf_outputs
+    KIND,
+    run_gguf,
+    lane=PROGRAMS,
+    subjects=(AdapterVersion,),
+    output_folders=gguf_outputs,
+    on_done=merge.save_export,
+    on_failed=merge.measure_version,
 )

@@ -5,14 +5,19 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from django.db import transaction
+from django.db.models import F
+
 from adapters.lanes import PROGRAMS
 from adapters.models import AdapterVersion
 from training.datasets.preview import sample_eval_prompts
+from training.engine.files import measure_tree
 from training.errors import Conflict
 from training.jobs.kinds import JobKind
 from training.jobs.models import Job, JobState
 from training.jobs.runner import get_subject, run_program
 from training.jobs.services import enqueue_job, get_job
+from training.people.disk_quota import check_disk_quota
 from training.people.models import User
 
 KIND = "merge"
@@ -33,7 +38,7 @@ def merge_version(user: User, version: AdapterVersion) -> Job:
     """Start a merge, or return the job that is running or done.
 
     Raises:
-        Conflict: the method does not support merging; the message says why.
+        Conflict: the method does not support merging, or a disk quota would be exceeded.
     """
     if version.method_spec.merge_unsupported_reason:
         raise Conflict(
@@ -41,7 +46,42 @@ def merge_version(user: User, version: AdapterVersion) -> Job:
             f"{version.method_spec.merge_unsupported_reason}",
             field="merge",
         )
-    return enqueue_job(user, KIND, str(version.pk), subjects=[version])
+    size = measure_tree(version.base_model.folder) + version.size_bytes
+    return enqueue_export(user, KIND, str(version.pk), version, disk_bytes=size)
+
+
+def enqueue_export(
+    user: User,
+    kind: str,
+    key: str,
+    version: AdapterVersion,
+    *,
+    disk_bytes: int,
+    params: dict[str, Any] | None = None,
+) -> Job:
+    """Enqueue a job that writes `disk_bytes` for a version, unless it is running or done.
+
+    Raises:
+        Conflict: a disk quota would be exceeded.
+    """
+    with transaction.atomic():
+        if not Job.objects.filter(kind=kind, key=key).exclude(state=JobState.FAILED).exists():
+            check_disk_quota(version.owner, version.team, disk_bytes)
+            AdapterVersion.objects.filter(pk=version.pk).update(
+                disk_bytes=F("disk_bytes") + disk_bytes
+            )
+        return enqueue_job(user, kind, key, subjects=[version], params=params)
+
+
+def measure_version(job: Job, _error: str = "") -> None:
+    version = get_subject(job, AdapterVersion)
+    assert version is not None
+    version.measure_disk()
+
+
+def save_export(job: Job, result: dict[str, Any]) -> None:
+    Job.objects.filter(pk=job.pk).update(result=result)
+    measure_version(job)
 
 
 def get_merge_job(version: AdapterVersion) -> Job:
@@ -92,5 +132,11 @@ def is_merged(version: AdapterVersion) -> bool:
 
 
 MERGE_JOB = JobKind(
-    KIND, run_merge, lane=PROGRAMS, subjects=(AdapterVersion,), output_folders=merge_outputs
+    KIND,
+    run_merge,
+    lane=PROGRAMS,
+    subjects=(AdapterVersion,),
+    output_folders=merge_outputs,
+    on_done=save_export,
+    on_failed=measure_version,
 )

@@ -1,11 +1,8 @@
-"""Actions on adapter versions: tag, annotate, delete, show lineage and disk usage."""
+"""Actions on adapter versions: tag, annotate, delete, and show the lineage."""
 
 from __future__ import annotations
 
-from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 from django.db import transaction
 from django.db.models import ProtectedError, Q
@@ -13,7 +10,7 @@ from django.db.models import ProtectedError, Q
 from adapters.models import AdapterVersion, Deployment
 from training.engine.files import remove_tree
 from training.errors import Conflict, UserError, check_name_typed
-from training.jobs.services import find_job_subjects, find_jobs_about, list_job_folders
+from training.jobs.services import find_jobs_about, list_job_folders
 from training.people.models import User
 from training.people.permissions import check_changeable
 from training.runs.actions import normalize_tags
@@ -22,7 +19,6 @@ from training.runs.states import UNFINISHED
 from training.text_input import check_text
 
 MAX_LINEAGE_NODES = 60
-MAX_RUNS, MAX_ROWS = 500, 100
 SUGGESTED_TAGS = ("candidate", "production")
 
 
@@ -120,62 +116,3 @@ def build_lineage(user: User, version: AdapterVersion) -> list[LineageNode]:
         nodes.append(LineageNode(row, depth, row.pk == version.pk))
         stack += [(child, depth + 1) for child in reversed(children.get(row.pk, []))]
     return nodes
-
-
-def get_disk_usage(user: User) -> dict[str, Any]:
-    """Bytes used by what the user may see: adapters with merged models, the newest runs, and totals
-    by owner.
-    """
-    versions = AdapterVersion.objects.visible_to(user)
-    merged: dict[int, int] = {}
-    for subject in find_job_subjects(versions):
-        size = subject.job.result.get("bytes", 0)
-        merged[subject.object_id] = merged.get(subject.object_id, 0) + size
-    adapters: dict[tuple[str, str], dict[str, Any]] = {}
-    for pk, owner, name, size in versions.values_list(
-        "pk", "owner__username", "name", "size_bytes"
-    ):
-        row = adapters.setdefault(
-            (owner, name), {"owner": owner, "name": name, "versions": 0, "bytes": 0, "merged": 0}
-        )
-        row["versions"] += 1
-        row["bytes"] += size
-        row["merged"] += merged.get(pk, 0)
-    newest = Run.objects.visible_to(user).select_related("owner").order_by("-pk")[:MAX_RUNS]
-    runs = [
-        {
-            "id": run.pk,
-            "name": run.name,
-            "owner": run.owner.username,
-            "bytes": measure_folder(run.folder),
-        }
-        for run in newest
-    ]
-    owners: dict[str, dict[str, Any]] = {}
-    for kind, rows in (("bytes", adapters.values()), ("runs", runs)):
-        for row in rows:
-            total = owners.setdefault(row["owner"], {"owner": row["owner"], "bytes": 0, "runs": 0})
-            total[kind] += row["bytes"] + row.get("merged", 0)
-    largest = sorted(runs, key=lambda row: -row["bytes"])[:MAX_ROWS]
-    return {
-        "adapters": sorted(adapters.values(), key=lambda row: -row["bytes"] - row["merged"])[
-            :MAX_ROWS
-        ],
-        "runs": largest,
-        "owners": sorted(owners.values(), key=lambda row: -row["bytes"] - row["runs"]),
-        "runs_measured": len(runs),
-    }
-
-
-def measure_folder(folder: Path) -> int:
-    """Bytes of a folder that an engine may be writing to. Files that vanish meanwhile count as
-    zero.
-    """
-    total = 0
-    # rglob raises FileNotFoundError if a subfolder vanishes during the walk
-    with suppress(FileNotFoundError):
-        for path in folder.rglob("*"):
-            with suppress(FileNotFoundError):
-                if path.is_file() and not path.is_symlink():
-                    total += path.stat().st_size
-    return total

@@ -29,6 +29,7 @@ from training.child_process import build_error, read_messages, run_child, write_
 from training.engine.file_names import ADAPTER_FILES
 from training.errors import Conflict, UserError, to_one_line
 from training.people.current_user import hold_program_slot
+from training.people.disk_quota import check_disk_quota
 from training.people.models import User
 
 TIMEOUT_SECONDS = 120
@@ -42,7 +43,8 @@ def import_version(
     with both in its root or in one folder.
 
     Raises:
-        UserError: what is wrong and how to fix it. Nothing is stored in that case.
+        UserError: what is wrong and how to fix it; nothing is stored.
+        Conflict: a disk quota would be exceeded; nothing is stored.
     """
     if base.state != ModelState.READY:
         raise Conflict(f"Base model {base.name} is not ready yet.", field="base")
@@ -55,10 +57,12 @@ def import_version(
     try:
         adapter = check_files(select_uploads(uploads), base, staging_folder)
         files = build_file_manifest(staging_folder / "adapter")
+        size, team = count_bytes(files), user.get_sharing_team()
         with transaction.atomic():
+            check_disk_quota(user, team, size)
             version = AdapterVersion.objects.create(
                 owner=user,
-                team=user.get_sharing_team(),
+                team=team,
                 name=title,
                 number=take_next_number(user, title),
                 base_model=base,
@@ -66,7 +70,8 @@ def import_version(
                 step=0,
                 sha256=get_weights_digest(files),
                 trainable_parameters=adapter["parameters"],
-                size_bytes=count_bytes(files),
+                size_bytes=size,
+                disk_bytes=size,
                 files=files,
                 provenance={
                     "base": {"name": base.name, "revision": base.revision},

@@ -19,9 +19,10 @@ from adapters.models import (
 from adapters.registry.model_card import CARD_FILE, EvalResult, build_card
 from adapters.registry.provenance import build_provenance
 from training.engine.file_names import STATE_FILES
-from training.engine.files import fsync_path, sha256_file
+from training.engine.files import fsync_path, measure_tree, sha256_file
 from training.engine.outcome import Result
 from training.errors import Conflict, NotFound
+from training.people.disk_quota import check_disk_quota
 from training.people.models import User
 from training.people.permissions import check_changeable
 from training.runs.models import Event, Run
@@ -44,7 +45,8 @@ def register_checkpoint(user: User, run: Run, step: int) -> AdapterVersion:
     Raises:
         NotAllowed: the user may not change the run.
         NotFound: there is no checkpoint of this step.
-        Conflict: the checkpoint was deleted while it was copied.
+        Conflict: the checkpoint was deleted while it was copied, or a disk quota would be
+            exceeded.
     """
     check_changeable(user, run)
     source = run.folder / "checkpoints" / f"step-{step:08d}"
@@ -60,6 +62,8 @@ def register_checkpoint(user: User, run: Run, step: int) -> AdapterVersion:
         eval_loss=next((payload.get("eval_loss") for payload in losses), None),
         trainable_parameters=int(run.start_info.get("trainable_parameters") or 0),
     )
+    with transaction.atomic():
+        check_disk_quota(run.owner, run.team, measure_tree(source))
     try:
         return register_weights(run, source, eval_result)
     except OSError as error:
@@ -113,11 +117,9 @@ def create_version(run: Run, staging_folder: Path, eval_result: EvalResult) -> A
             eval_loss=eval_result.eval_loss,
             trainable_parameters=eval_result.trainable_parameters,
         )
-        version.files, version.size_bytes, version.provenance = (
-            files,
-            count_bytes(files),
-            build_provenance(run, eval_result.step),
-        )
+        version.files = files
+        version.size_bytes = version.disk_bytes = count_bytes(files)
+        version.provenance = build_provenance(run, eval_result.step)
         version.save()
         move_to_version_folder(version, staging_folder)
     return version

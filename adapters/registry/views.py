@@ -1,5 +1,5 @@
 """Pages and forms for adapter versions: edit, delete, continue training, register a checkpoint,
-import, disk usage.
+import.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import math
 from django.contrib import messages
 from django.http import HttpResponse
 from django.shortcuts import redirect, render
-from django.views.decorators.http import require_POST, require_safe
+from django.views.decorators.http import require_POST
 
 from adapters.models import AdapterVersion
 from adapters.registry import actions, continue_training, imports, services
@@ -122,8 +122,3 @@ def import_from_form(request: AuthenticatedRequest) -> AdapterVersion:
     if base is None:
         raise UserError("Choose the base model that the adapter was trained on.", field="base")
     return imports.import_version(request.user, uploads, base, request.POST.get("name", ""))
-
-
-@require_safe
-def show_disk_usage(request: AuthenticatedRequest) -> HttpResponse:
-    return render(request, "adapters/disk.html", actions.get_disk_usage(request.user))

@@ -223,23 +223,6 @@ def test_the_lineage_has_only_visible_versions(alice, people, run):
     assert [one.version.number for one in actions.build_lineage(alice, child)] == [1, 2]
 
 
-def test_disk_usage_is_summed_by_owner_adapter_and_run(alice, people, run):
-    version = register_version(run, weights=b"x" * 5000)
-    usage = actions.get_disk_usage(alice)
-    assert usage["adapters"] == [
-        {
-            "owner": "alice",
-            "name": "Lights",
-            "versions": 1,
-            "bytes": version.size_bytes,
-            "merged": 0,
-        }
-    ]
-    assert usage["runs"][0]["bytes"] > 100
-    assert usage["owners"][0]["bytes"] == version.size_bytes
-    assert actions.get_disk_usage(people["mallory"])["adapters"] == []
-
-
 def test_a_checkpoint_that_is_replaced_while_it_is_copied_is_a_conflict(
     alice, trained, monkeypatch
 ):

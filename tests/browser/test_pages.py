@@ -40,7 +40,7 @@ PAGES = [
     "/adapters",
     "/adapters/1",
     "/adapters/import",
-    "/adapters/disk",
+    "/disk",
     "/adapters/compare?v=1&v=2",
     "/adapters/compare?v=1&v=2&prompts=1",
     "/adapters/vote?prompts=1&first=1&second=2",

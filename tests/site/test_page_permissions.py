@@ -96,7 +96,7 @@ SHARED = {
     "adapters-weights",
     "adapters-vote",
     "adapters-vote-cast",
-    "adapters-disk",
+    "disk",
     "adapter-import",
     "deployments",
     "deployment-new",
@@ -117,7 +117,7 @@ SHARED = {
 }
 # Pages for admins, and for leads about their teams.
 LEADING = {"quotas", "quota", "quota-report", "audit", "audit-file"}
-ADMINS = {"admin-login", "quota-pool", "quota-person", "gpu-return"}
+ADMINS = {"admin-login", "quota-pool", "quota-person", "gpu-return", "disk-user", "disk-team"}
 
 # Other pages with a form, or that a form's fields are sent to.
 POSTED = {
@@ -131,6 +131,8 @@ POSTED = {
     "dataset-example",
     "dataset-new",
     "deployment-new",
+    "disk-team",
+    "disk-user",
     "gpu-return",
     "guide-dismiss",
     "model-add",

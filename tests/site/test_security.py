@@ -150,7 +150,7 @@ def test_list_pages_need_a_constant_number_of_queries(
         "/data",
         "/adapters",
         "/deployments",
-        "/adapters/disk",
+        "/disk",
         "/models",
         "/runs/new",
         "/gpus",

@@ -1,4 +1,5 @@
 from django.apps import AppConfig
+from django.db.models import Q
 
 
 class CatalogConfig(AppConfig):
@@ -6,7 +7,21 @@ class CatalogConfig(AppConfig):
     label = "catalog"
 
     def ready(self) -> None:
+        from training.catalog.models import BaseModel, ModelState
         from training.catalog.services import IMPORT_JOB
         from training.jobs.kinds import register_kind
+        from training.people import disk_quota
 
         register_kind(IMPORT_JOB)
+        disk_quota.KINDS.append(
+            disk_quota.StoredKind(
+                title="Base models",
+                model=BaseModel,
+                page="model",
+                owner="added_by",
+                team=None,
+                is_in_use=Q(runs__isnull=False) | Q(adapters__isnull=False),
+                in_use_reason="used by runs or adapters",
+                is_growing=Q(state__in=(ModelState.WAITING, ModelState.IMPORTING)),
+            )
+        )

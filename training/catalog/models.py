@@ -8,7 +8,7 @@ from typing import Any
 from django.conf import settings
 from django.db import models
 
-from training.people.models import User
+from training.people.models import Stored, User
 
 
 class Source(models.TextChoices):
@@ -24,7 +24,7 @@ class ModelState(models.TextChoices):
     FAILED = "failed", "Failed"
 
 
-class BaseModel(models.Model):
+class BaseModel(Stored):
     """A base model in the catalog with the metadata of its files. All users can read it; admins add
     models.
     """
@@ -56,3 +56,6 @@ class BaseModel(models.Model):
         if self.source == Source.FOLDER:
             return Path(self.location)
         return Path(settings.HOME) / "models" / str(self.pk)
+
+    def list_folders(self) -> list[Path]:
+        return [] if self.source == Source.FOLDER else [self.folder]

@@ -168,12 +168,19 @@ def save_imported(job: Job, metadata: dict[str, Any]) -> None:
         error="",
         updated_at=timezone.now(),
     )
+    measure_model(job)
+
+
+def measure_model(job: Job) -> None:
+    for model in BaseModel.objects.filter(pk=job.key):
+        model.measure_disk()
 
 
 def save_import_error(job: Job, error: str) -> None:
     BaseModel.objects.filter(pk=job.key).update(
         state=ModelState.FAILED, error=error, progress_message="", updated_at=timezone.now()
     )
+    measure_model(job)
 
 
 def unique_name(wanted_name: str) -> str:

@@ -6,7 +6,10 @@ class DatasetsConfig(AppConfig):
     label = "datasets"
 
     def ready(self) -> None:
+        from training.datasets.stored_kinds import STORED_KINDS
         from training.datasets.upload_job import UPLOAD_JOB
         from training.jobs.kinds import register_kind
+        from training.people import disk_quota
 
         register_kind(UPLOAD_JOB)
+        disk_quota.KINDS.extend(STORED_KINDS)

@@ -54,7 +54,7 @@ def download_dataset(
     if total > max_bytes:
         raise TooLarge(
             f"{hub_id} has {total / 2**20:,.0f} MiB; at most {max_bytes / 2**20:,.0f} MiB are "
-            "allowed.",
+            "allowed (by SNAPML_DATA_MAX_GIB and your disk quota).",
             field="hub_id",
         )
     files: list[dict[str, Any]] = []

@@ -10,7 +10,7 @@ from typing import Any
 from django.conf import settings
 from django.db import models
 
-from training.people.models import Owned
+from training.people.models import Owned, Stored
 
 
 class Dataset(Owned):
@@ -35,7 +35,7 @@ class UploadState(models.TextChoices):
     DONE = "done", "Saved"
 
 
-class Upload(Owned):
+class Upload(Owned, Stored):
     """Uploaded files, from which versions are built. They are kept, so that a user can correct the
     mapping and save a new version.
 
@@ -68,8 +68,11 @@ class Upload(Owned):
     def folder(self) -> Path:
         return Path(settings.HOME) / "uploads" / str(self.pk)
 
+    def list_folders(self) -> list[Path]:
+        return [self.folder]
 
-class DatasetVersion(models.Model):
+
+class DatasetVersion(Stored):
     """The rows of a dataset at one time. `digest` is the SHA-256 of the content and the name of
     the folder with the files.
     """
@@ -103,6 +106,16 @@ class DatasetVersion(models.Model):
         """Rows of `train`, `eval` or `test`."""
         return {"train": self.train_rows, "eval": self.eval_rows, "test": self.test_rows}[split]
 
+    @property
+    def folder(self) -> Path:
+        """Shared with versions of the same content."""
+        return Path(settings.HOME) / "data" / self.digest
+
+    def list_folders(self) -> list[Path]:
+        """Empty if an older version of the owner has the same content."""
+        same = DatasetVersion.objects.filter(digest=self.digest, pk__lt=self.pk)
+        return [] if same.filter(dataset__owner=self.dataset.owner_id).exists() else [self.folder]
+
     def split_path(self, split: str) -> Path:
         """The JSONL of `train`, `eval` or `test`."""
-        return Path(settings.HOME) / "data" / self.digest / f"{split}.jsonl"
+        return self.folder / f"{split}.jsonl"

@@ -108,12 +108,15 @@ def finish_upload(job: Job, result: dict[str, Any]) -> None:
             "progress_message": "",
         }
         update_upload(upload, state=UploadState.DRAFT, **changes)
+    upload.measure_disk()
 
 
 def record_failure(job: Job, error: str) -> None:
     Upload.objects.filter(pk=job.key, state__in=BUSY_STATES).update(
         state=UploadState.FAILED, error=error, progress_message=""
     )
+    for upload in Upload.objects.filter(pk=job.key):
+        upload.measure_disk()
 
 
 def save_version(upload: Upload, build_result: dict[str, Any]) -> None:
@@ -136,6 +139,7 @@ def save_version(upload: Upload, build_result: dict[str, Any]) -> None:
         upload.build_options,
     )
     version.save()
+    version.measure_disk()
 
 
 def prepare_version(
@@ -220,6 +224,7 @@ def create_dataset(
             version = prepare_version(dataset, build_result, report)
             version.mapping = mapping.to_dict()
             version.save()
+            version.measure_disk()
     return version
 
 

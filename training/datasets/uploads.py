@@ -29,6 +29,7 @@ from training.errors import Conflict, UserError, to_one_line
 from training.jobs.models import JobState
 from training.jobs.services import enqueue_job
 from training.people.current_user import hold_program_slot
+from training.people.disk_quota import check_disk_quota, get_free_bytes
 from training.people.models import User
 from training.people.permissions import check_changeable
 
@@ -37,6 +38,7 @@ log = logging.getLogger("snapml.datasets")
 DETECTION_TIMEOUT = 40  # the program's own limit is 20 s of CPU
 # Size limit of an unpacked gzip file and of the files written, as a multiple of the upload limit
 MAX_UNPACK_RATIO = 4
+DISK_FACTOR = 3  # an upload is stored as it came, as checked rows and as a version
 GUESS_NOTE = "The names of the columns do not tell which ones hold the prompt and the answer."
 BUSY_STATES = (UploadState.WAITING, UploadState.WORKING)
 NamedFile = tuple[Path, str, str]  # path, original name, split of all its rows
@@ -67,28 +69,33 @@ def receive_files(
     Raises:
         BadFile: empty, binary or not UTF-8.
         UserError: not enough disk space.
+        Conflict: a disk quota would be exceeded.
         OSError: for example a full disk. In each case nothing is saved.
     """
     size = sum(path.stat().st_size for path, _, _ in files)
-    if shutil.disk_usage(settings.HOME).free < 3 * size:
+    if shutil.disk_usage(settings.HOME).free < DISK_FACTOR * size:
         raise UserError(
             "The server has not enough free disk space for this upload. Ask an admin to free some.",
             field="file",
         )
-    upload = Upload.objects.create(
-        owner=user,
-        team=dataset.team if dataset else user.get_sharing_team(),
-        dataset=dataset,
-        name=to_one_line(name)[:120]
-        or to_one_line(Path(files[0][1]).name.split(".")[0])[:120]
-        or "Data",
-        source=to_one_line(source)[:200],
-        bytes=size,
-        files=[
-            {"file": str(number), "name": to_one_line(file_name)[-100:], "split": split}
-            for number, (_, file_name, split) in enumerate(files)
-        ],
-    )
+    team = dataset.team if dataset else user.get_sharing_team()
+    with transaction.atomic():
+        check_disk_quota(user, team, DISK_FACTOR * size)
+        upload = Upload.objects.create(
+            owner=user,
+            team=team,
+            dataset=dataset,
+            name=to_one_line(name)[:120]
+            or to_one_line(Path(files[0][1]).name.split(".")[0])[:120]
+            or "Data",
+            source=to_one_line(source)[:200],
+            bytes=size,
+            disk_bytes=size,
+            files=[
+                {"file": str(number), "name": to_one_line(file_name)[-100:], "split": split}
+                for number, (_, file_name, split) in enumerate(files)
+            ],
+        )
     shutil.rmtree(upload.folder, ignore_errors=True)
     try:
         upload.folder.mkdir(parents=True)
@@ -105,6 +112,13 @@ def receive_files(
     return upload
 
 
+def get_max_fetched_bytes(upload: Upload) -> int:
+    """How much may be downloaded from the Hub for an upload."""
+    free = get_free_bytes(upload.owner, upload.team)
+    limit = int(settings.DATASET_MAX_BYTES)
+    return limit if free is None else min(limit, free // DISK_FACTOR)
+
+
 def build_params(upload: Upload) -> dict[str, Any]:
     """The parameters of `program.py`."""
     return {
@@ -113,7 +127,9 @@ def build_params(upload: Upload) -> dict[str, Any]:
         "build_options": upload.build_options,
         "hub_id": upload.source.removeprefix("hub: "),
         "root": str(Path(settings.HOME) / "data"),
-        "max_bytes": settings.DATASET_MAX_BYTES if upload.job == "fetch" else max_unpacked_bytes(),
+        "max_bytes": get_max_fetched_bytes(upload)
+        if upload.job == "fetch"
+        else max_unpacked_bytes(),
         "max_written_bytes": max_unpacked_bytes() + 2**28,
     }
 
@@ -184,6 +200,15 @@ def enqueue_hub_fetch(
 
 
 def enqueue_upload(upload: Upload) -> None:
+    """Enqueue the upload's job and reserve the disk space that it may need. Call it in the
+    transaction that changes the upload.
+
+    Raises:
+        Conflict: a disk quota would be exceeded.
+    """
+    disk_bytes = max(upload.disk_bytes, DISK_FACTOR * upload.bytes)
+    check_disk_quota(upload.owner, upload.team, disk_bytes - upload.disk_bytes)
+    Upload.objects.filter(pk=upload.pk).update(disk_bytes=disk_bytes)
     restart = (JobState.DONE, JobState.FAILED)
     enqueue_job(upload.owner, UPLOAD_KIND, str(upload.pk), subjects=[upload], restart=restart)
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
+import stat
 import threading
+from contextlib import suppress
 from pathlib import Path
 
 from training.errors import find_storage_error
@@ -47,13 +49,22 @@ def write_atomically(path: Path, text: str) -> None:
     fsync_path(path.parent)
 
 
+def measure_tree(folder: Path) -> int:
+    """Bytes of the files of a folder, which another process may be changing. Symbolic links, and
+    files that vanish meanwhile, count as zero.
+    """
+    total = 0
+    for parent, _, names in os.walk(folder):  # skips a subfolder that vanishes during the walk
+        for name in names:
+            with suppress(OSError):
+                status = Path(parent, name).lstat()
+                total += status.st_size if stat.S_ISREG(status.st_mode) else 0
+    return total
+
+
 def remove_tree(folder: Path) -> int:
     """Remove a folder and return the bytes that its files had."""
-    freed_bytes = sum(
-        path.stat().st_size
-        for path in folder.rglob("*")
-        if path.is_file() and not path.is_symlink()
-    )
+    freed_bytes = measure_tree(folder)
     shutil.rmtree(folder, ignore_errors=True)
     return freed_bytes
 

@@ -14,6 +14,9 @@ from training.gpus.models import Device, PersonalQuota, Pool, Quota
 from training.gpus.schemas import (
     AuditOut,
     DeviceOut,
+    DiskOut,
+    DiskQuotaIn,
+    DiskUsageOut,
     HoldIn,
     PersonalQuotaIn,
     PersonalQuotaOut,
@@ -25,6 +28,7 @@ from training.gpus.schemas import (
     UsageOut,
     to_quota_row,
 )
+from training.people import disk_quota
 from training.people.pagination import Pagination
 from training.people.permissions import check_admin
 from training.people.requests import AuthenticatedRequest
@@ -132,6 +136,37 @@ def set_personal_quota(
         body.dict(exclude={"reason"}, exclude_unset=True),
         body.reason,
     )
+
+
+@router.get("/disk", response=DiskOut)
+def read_disk_usage(request: AuthenticatedRequest) -> Any:
+    """Disk usage and quotas of you and your teams, and the largest items that you may see."""
+    return {
+        "usage": disk_quota.list_own_usages(request.user),
+        "items": disk_quota.list_items(request.user),
+    }
+
+
+@router.put("/people/{username}/disk-quota", response=DiskUsageOut)
+def set_user_disk_quota(
+    request: AuthenticatedRequest, username: str, body: DiskQuotaIn
+) -> disk_quota.DiskUsage:
+    """Edit a user's disk quota. Nothing is deleted. Admins only."""
+    check_admin(request.user, quotas.EDIT_QUOTAS)
+    user = get_user_by_name(username)
+    quotas.edit_disk_quota(request.user, user, body.max_bytes, body.reason)
+    return disk_quota.get_disk_usage(user)
+
+
+@router.put("/teams/{int:team_id}/disk-quota", response=DiskUsageOut)
+def set_team_disk_quota(
+    request: AuthenticatedRequest, team_id: int, body: DiskQuotaIn
+) -> disk_quota.DiskUsage:
+    """Edit a team's disk quota. Nothing is deleted. Admins only."""
+    check_admin(request.user, quotas.EDIT_QUOTAS)
+    team = get_team(request.user, team_id)
+    quotas.edit_disk_quota(request.user, team, body.max_bytes, body.reason)
+    return disk_quota.get_disk_usage(team)
 
 
 @router.get("/usage", response=list[UsageOut])

@@ -185,6 +185,22 @@ def edit_personal_quota(
     return saved
 
 
+def edit_disk_quota(
+    actor: User, holder: User | Team, max_bytes: int | None, reason: str = ""
+) -> None:
+    """Save the disk quota of a user or team. None: the default. Nothing is deleted.
+
+    Raises:
+        NotAllowed: the actor is not an admin.
+        UserError: the value is out of range.
+    """
+    check_admin(actor, EDIT_QUOTAS)
+    changes = {"max_disk_bytes": max_bytes}
+    check_integer(changes, "max_disk_bytes", MAX_NUMBER)
+    subject = f"disk of {'team ' if isinstance(holder, Team) else ''}{holder}"
+    save_with_audit(actor, holder, changes, ("quota", subject), reason)
+
+
 def set_hold(
     actor: User, target: Pool | Quota, *, is_on_hold: bool, drain: bool = False, reason: str = ""
 ) -> None:

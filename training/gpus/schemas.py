@@ -8,6 +8,8 @@ from pydantic import ConfigDict, Field
 
 from training.gpus import devices, quotas, usage
 from training.gpus.models import AuditEntry, Device
+from training.people.disk_quota import DiskUsage, StoredItem
+from training.people.models import Team
 
 NonNegativeInt = Annotated[int, Field(ge=0, le=2**53)]
 SmallCount = Annotated[int, Field(ge=0, le=1_000_000)]
@@ -120,6 +122,51 @@ class PersonalQuotaOut(Schema):
     max_queued: int | None
     hours_per_month: float | None
     is_hard_budget: bool
+
+
+class DiskQuotaIn(Schema):
+    """null: the default."""
+
+    model_config = ConfigDict(
+        extra="forbid", json_schema_extra={"examples": [{"max_bytes": 10**11}]}
+    )
+    max_bytes: NonNegativeInt | None
+    reason: str = Field("", max_length=300)
+
+
+class DiskUsageOut(Schema):
+    user: str | None
+    team: str | None
+    used: int
+    quota: int | None = Field(description="Bytes; null: no limit.")
+    by_kind: dict[str, int]
+
+    @staticmethod
+    def resolve_user(row: DiskUsage) -> str | None:
+        return None if isinstance(row.holder, Team) else row.holder.username
+
+    @staticmethod
+    def resolve_team(row: DiskUsage) -> str | None:
+        return row.holder.name if isinstance(row.holder, Team) else None
+
+
+class StoredItemOut(Schema):
+    kind: str
+    name: str
+    owner: str
+    team: str
+    bytes: int
+    page: str
+    in_use_reason: str = Field(description="Why it cannot be deleted now; empty if it can.")
+
+    @staticmethod
+    def resolve_kind(row: StoredItem) -> str:
+        return row.kind.title
+
+
+class DiskOut(Schema):
+    usage: list[DiskUsageOut]
+    items: list[StoredItemOut]
 
 
 class UsageOut(Schema):

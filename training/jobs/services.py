@@ -78,11 +78,12 @@ def find_jobs_about(row: models.Model) -> models.QuerySet[Job]:
     ).order_by("pk")
 
 
-def find_job_subjects(rows: models.QuerySet[Any]) -> models.QuerySet[JobSubject]:
-    """The subjects among these rows, with their jobs."""
-    return JobSubject.objects.filter(
-        model=rows.model._meta.label_lower, object_id__in=rows.values("pk")
-    ).select_related("job")
+def find_busy_ids(model: type[models.Model]) -> models.QuerySet[Any]:
+    """The ids of the rows of a model that waiting or running jobs are about, as a subquery."""
+    subjects = JobSubject.objects.filter(
+        model=model._meta.label_lower, job__state__in=(JobState.WAITING, JobState.RUNNING)
+    )
+    return subjects.values("object_id")
 
 
 def list_job_folders(job: Job) -> list[Path]:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any, ClassVar, Self
 
 from django.contrib.auth.models import AbstractUser
 from django.db import models
 from django.db.models import Q
 from django.utils import timezone
+
+from training.engine.files import measure_tree
 
 
 class User(AbstractUser):
@@ -18,6 +21,7 @@ class User(AbstractUser):
         "Team", null=True, blank=True, on_delete=models.SET_NULL, related_name="+"
     )
     guide_dismissed = models.BooleanField(default=False)
+    max_disk_bytes = models.PositiveBigIntegerField(null=True, blank=True)  # null: default
 
     def get_sharing_team(self) -> Team | None:
         """The team that the user's new items are shared with: the one they chose, if they are a
@@ -40,6 +44,7 @@ class Role(models.TextChoices):
 class Team(models.Model):
     name = models.CharField(max_length=80, unique=True)
     members = models.ManyToManyField(User, through="Membership", related_name="teams", blank=True)
+    max_disk_bytes = models.PositiveBigIntegerField(null=True, blank=True)  # null: no limit
 
     def __str__(self) -> str:
         return self.name
@@ -114,3 +119,22 @@ class Owned(models.Model):
 
     class Meta:
         abstract = True
+
+
+class Stored(models.Model):
+    """An item with files below SNAPML_HOME, which count towards the disk quotas of its owner and
+    team (disk_quota.py). While files are being written, `disk_bytes` is what they may take.
+    """
+
+    disk_bytes = models.PositiveBigIntegerField(default=0)
+
+    class Meta:
+        abstract = True
+
+    def list_folders(self) -> list[Path]:
+        raise NotImplementedError
+
+    def measure_disk(self) -> None:
+        """Store what the files take now. The item may have been deleted."""
+        self.disk_bytes = sum(measure_tree(folder) for folder in self.list_folders())
+        type(self)._base_manager.filter(pk=self.pk).update(disk_bytes=self.disk_bytes)

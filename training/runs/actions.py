@@ -15,8 +15,10 @@ from training.engine.outcome import RESULT_FILE
 from training.engine.stop_requests import STOP_FILE
 from training.errors import Conflict, UserError, check_name_typed, to_one_line
 from training.gpus import allocations
+from training.people.disk_quota import check_disk_quota
 from training.people.models import User
 from training.people.permissions import check_changeable
+from training.runs.forecast.summary import forecast_disk_bytes
 from training.runs.models import MAX_NAME_LENGTH, MAX_NOTES_LENGTH, MAX_TAGS, Run, Sweep
 from training.runs.notifications import notify_run_ended
 from training.runs.queue import checks
@@ -159,7 +161,19 @@ def cancel_queued_run(run: Run, *, discard: bool) -> bool:
             notify_run_ended(run.pk)
     if cancelled and state == State.CANCELLED:
         shutil.rmtree(run.folder / "checkpoints", ignore_errors=True)
+    if cancelled:
+        run.measure_disk()
     return bool(cancelled)
+
+
+def reserve_disk(run: Run) -> None:
+    """Reserve what a run may write when it continues. Raises Conflict: a disk quota would be
+    exceeded.
+    """
+    trainable = run.start_info.get("trainable_parameters") or run.forecast.get("trainable") or 0
+    disk_bytes = max(run.disk_bytes, forecast_disk_bytes(int(trainable)))
+    check_disk_quota(run.owner, run.team, disk_bytes - run.disk_bytes)
+    Run.objects.filter(pk=run.pk).update(disk_bytes=disk_bytes)
 
 
 def continue_run(user: User, run: Run) -> Run:
@@ -168,12 +182,13 @@ def continue_run(user: User, run: Run) -> Run:
 
     Raises:
         NotAllowed: the run has used up its device time; only an admin may resume it.
-        Conflict: the owner's limit of queued runs is reached.
+        Conflict: the owner's limit of queued runs is reached, or a disk quota would be exceeded.
         Conflict: the run is in a state that cannot be resumed.
     """
     checks.check_time_limit(user, run)
     with transaction.atomic():  # no worker may claim it before the old result is deleted
         checks.check_queue_limit(run.owner)
+        reserve_disk(run)
         updated = Run.objects.filter(
             pk=run.pk, state__in=set(get_source_states(State.QUEUED)) - set(ACTIVE)
         ).update(

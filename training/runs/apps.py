@@ -1,4 +1,5 @@
 from django.apps import AppConfig
+from django.db.models import Q
 
 
 class RunsConfig(AppConfig):
@@ -6,9 +7,22 @@ class RunsConfig(AppConfig):
     label = "runs"
 
     def ready(self) -> None:
+        from training.people import disk_quota
         from training.runs.live.change_watcher import notify_browsers
+        from training.runs.models import Run
         from training.runs.signals import run_changed, run_queued
+        from training.runs.states import UNFINISHED
         from training.runs.worker.tasks import enqueue_supervision
 
         run_queued.connect(enqueue_supervision)
         run_changed.connect(notify_browsers)
+        disk_quota.KINDS.append(
+            disk_quota.StoredKind(
+                title="Runs with checkpoints",
+                model=Run,
+                page="run",
+                is_in_use=Q(state__in=UNFINISHED),
+                in_use_reason="has not ended",
+                is_growing=Q(state__in=UNFINISHED),
+            )
+        )

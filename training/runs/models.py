@@ -11,7 +11,7 @@ from django.db import models
 from training.catalog.models import BaseModel
 from training.datasets.models import DatasetVersion
 from training.gpus.models import Pool
-from training.people.models import Owned
+from training.people.models import Owned, Stored
 from training.runs.states import Priority, RequestedAction, State
 
 
@@ -31,7 +31,7 @@ class Sweep(Owned):
         return self.name
 
 
-class Run(Owned):
+class Run(Owned, Stored):
     """A training run. Units are seconds, bytes and steps. Lease times use the database's clock."""
 
     name = models.CharField(max_length=120)
@@ -119,6 +119,9 @@ class Run(Owned):
     @property
     def folder(self) -> Path:
         return Path(settings.HOME) / "runs" / str(self.pk)
+
+    def list_folders(self) -> list[Path]:
+        return [self.folder]
 
     def get_result_version(self) -> Any:
         """The adapter version of the run's best step; the newest one if the best step was not

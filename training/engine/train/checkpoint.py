@@ -22,14 +22,13 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from training.engine.config import RunConfig
-from training.engine.file_names import STATE_FILES
+from training.engine.file_names import MAX_RECENT_CHECKPOINTS, STATE_FILES
 from training.engine.files import fsync_path, sha256_file, write_atomically
 from training.engine.modeling import optimizers, weights
 
 FOLDER = "checkpoints"
 OPTIMIZER_PREFIX = "optimizer."
 MANIFEST = STATE_FILES[2]
-MAX_RECENT = 2  # The best checkpoint is kept in addition
 
 
 def get_folder_name(step: int) -> str:
@@ -163,8 +162,8 @@ def is_valid(folder: Path) -> bool:
 
 
 def prune_checkpoints(run_dir: Path, best_step: int | None) -> None:
-    """Delete all but the newest MAX_RECENT checkpoints and the best one."""
-    for folder in list(list_checkpoints(run_dir))[MAX_RECENT:]:
+    """Delete all but the newest MAX_RECENT_CHECKPOINTS and the best one."""
+    for folder in list(list_checkpoints(run_dir))[MAX_RECENT_CHECKPOINTS:]:
         if parse_step(folder) != best_step:
             shutil.rmtree(folder)
 

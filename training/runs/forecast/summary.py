@@ -11,6 +11,7 @@ from training.catalog.metadata import list_linear_layers
 from training.catalog.models import BaseModel
 from training.datasets.models import DatasetVersion
 from training.engine.config import EXCLUDED_ROW_SETTINGS, RunConfig
+from training.engine.file_names import MAX_RECENT_CHECKPOINTS
 from training.engine.methods import METHODS
 from training.engine.row_numbers import format_row_numbers, parse_row_numbers
 from training.errors import UserError
@@ -21,6 +22,8 @@ from training.runs.forecast.target_device import TargetDevice
 from training.runs.forecast.token_lengths import TokenLengths, get_truncation_stats
 
 TRUNCATION_WARNING_SHARE = 0.01
+BYTES_PER_WEIGHT = 4  # adapters are saved in fp32
+CHECKPOINT_BYTES_PER_WEIGHT = 12  # with AdamW's two moments
 MAX_LISTED_ROWS = 20  # numbers of rows in a message
 
 
@@ -35,7 +38,7 @@ def forecast_run(
     lengths are measured.
     """
     memory = get_cached_forecast(config, model, lengths, target)
-    trainable = memory["trainable"] if memory else count_lora_parameters(model, config)
+    trainable = count_trainable_parameters(config, model, memory)
     summary: dict[str, Any] = {
         "rows": version.train_rows,
         "eval_rows": min(version.eval_rows, config.eval_rows),
@@ -44,8 +47,8 @@ def forecast_run(
         "trainable": trainable,
         "parameters": model.metadata.get("parameters"),
         "device": target.description,
-        "adapter_bytes": 4 * trainable if trainable else None,  # adapters are saved in fp32
-        "checkpoint_bytes": 12 * trainable if trainable else None,  # with AdamW's two moments
+        "adapter_bytes": BYTES_PER_WEIGHT * trainable if trainable else None,
+        "checkpoint_bytes": CHECKPOINT_BYTES_PER_WEIGHT * trainable if trainable else None,
         "memory": memory and memory | describe_fit(memory, target),
         "warnings": collect_warnings(config, model, lengths),
     }
@@ -60,6 +63,14 @@ def forecast_run(
             "evals": 1 + -(-steps // config.eval_steps),
         }
     return summary
+
+
+def forecast_disk_bytes(trainable: int) -> int:
+    """About what a run with so many trainable parameters writes: the checkpoints that are kept
+    while another one is written, the adapter, and the copy of it in the registry.
+    """
+    checkpoints = MAX_RECENT_CHECKPOINTS + 2  # with the best one
+    return trainable * (checkpoints * CHECKPOINT_BYTES_PER_WEIGHT + 2 * BYTES_PER_WEIGHT)
 
 
 def check_data_fits_model(
@@ -172,6 +183,17 @@ def describe_fit(memory: dict[str, Any], target: TargetDevice) -> dict[str, Any]
         if value
     ]
     return {"verdict": verdict, "fits": required <= free, "free": free, "total": total, "bar": bar}
+
+
+def count_trainable_parameters(
+    config: RunConfig, model: BaseModel, memory: dict[str, Any] | None
+) -> int | None:
+    """From the memory forecast, or without one for LoRA and full fine-tuning."""
+    if memory:
+        return int(memory["trainable"])
+    if METHODS[config.method].is_full_finetuning:
+        return model.metadata.get("parameters")
+    return count_lora_parameters(model, config)
 
 
 def count_lora_parameters(model: BaseModel, config: RunConfig) -> int | None:

@@ -22,6 +22,7 @@ from training.engine.config import RunConfig
 from training.engine.methods import METHODS
 from training.errors import Conflict, UserError, to_one_line
 from training.gpus.scheduling.state import NO_TEAM, WaitingRun
+from training.people.disk_quota import check_disk_quota
 from training.people.models import Team, User
 from training.runs.forecast.batch_shapes import count_steps
 from training.runs.forecast.memory import get_cached_forecast
@@ -31,6 +32,8 @@ from training.runs.forecast.summary import (
     check_excluded_rows,
     check_trained_tokens,
     collect_warnings,
+    count_trainable_parameters,
+    forecast_disk_bytes,
     forecast_run,
 )
 from training.runs.forecast.target_device import TargetDevice, get_target_device
@@ -346,7 +349,7 @@ def launch_runs(
 
     Raises:
         WarningsNotAccepted: there are warnings that were not accepted.
-        Conflict: the user has too many runs in the queue.
+        Conflict: the user has too many runs in the queue, or a disk quota would be exceeded.
         NotAllowed: the user is only a viewer of the data's team.
         UserError: no device or quota could ever run it; and see `resolve_request`.
     """
@@ -363,6 +366,7 @@ def launch_runs(
     drafts, impossible = draft_runs(resolved, team)
     with transaction.atomic():
         checks.check_queue_limit(request.user, count=len(drafts))
+        check_disk_quota(request.user, team, sum(draft.disk_bytes for draft in drafts))
         if resolved.grid or as_sweep:
             return create_sweep(resolved, team, drafts, impossible)
         return create_run(resolved, drafts[0], team, name=request.name)
@@ -370,11 +374,12 @@ def launch_runs(
 
 @dataclass(frozen=True)
 class RunDraft:
-    """A member with its forecast steps and memory."""
+    """A member with its forecast steps, memory and disk space."""
 
     member: Member
     total_steps: int
     memory: dict[str, Any]
+    disk_bytes: int
 
 
 def draft_runs(
@@ -402,7 +407,9 @@ def draft_run(resolved: ResolvedLaunch, member: Member, team: Team | None) -> Ru
     )
     check_schedulable(resolved, config, team, memory.get("peak"))
     steps = count_steps(lengths, config)[0] if lengths else config.max_steps
-    return RunDraft(member, min(steps, MAX_STEPS), memory)
+    trainable = count_trainable_parameters(config, resolved.request.base_model, memory)
+    disk_bytes = forecast_disk_bytes(trainable or 0)
+    return RunDraft(member, min(steps, MAX_STEPS), memory, disk_bytes)
 
 
 def check_schedulable(
@@ -469,6 +476,7 @@ def create_run(
         start_version=start.version if start else None,
         total_steps=draft.total_steps,
         forecast=draft.memory,
+        disk_bytes=draft.disk_bytes,
         pool=resolved.target.pool,
         priority=request.placement.priority,
         queued_at=timezone.now(),

@@ -64,10 +64,11 @@ class FrameCache:
 
     async def _read_frame(self, key: tuple[FrameRequest, Revision]) -> Frame:
         try:
-            return await build_frame(key[0])
+            frame: Frame = await build_frame(key[0])
         except BaseException:
             self._frames.pop(key, None)
             raise
+        return frame
 
     def _evict_frames(self) -> None:
         """Drop the oldest frames above the limits."""
@@ -78,7 +79,7 @@ class FrameCache:
         return sum(len(task.result().text) for task in self._frames.values() if task.done())
 
 
-@database_sync_to_async
+@database_sync_to_async  # type: ignore[untyped-decorator]
 def build_frame(request: FrameRequest) -> Frame:
     if request.points:
         message = messages.build_snapshot(request.run_id, request.points)

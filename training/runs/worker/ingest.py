@@ -17,6 +17,7 @@ from django.db.models import F, Q
 
 from training.engine.config import EXCLUDED_ROW_SETTINGS
 from training.engine.events import BrokenJournal
+from training.engine.files import measure_tree
 from training.runs.metrics.chunks import compact_steps, read_chunk_events
 from training.runs.models import CurveChunk, Event, Run
 from training.runs.states import State
@@ -158,7 +159,9 @@ def on_tuned(run: Run, event: JournalEvent) -> dict[str, Any]:
 
 
 def on_checkpoint(run: Run, event: JournalEvent) -> dict[str, Any]:
-    return {"crash_count": 0}  # there is progress, so this is not a crash loop
+    # There is progress, so this is not a crash loop. Until the run ends, the disk space that was
+    # reserved at its launch counts, unless it has taken more.
+    return {"crash_count": 0, "disk_bytes": max(run.disk_bytes, measure_tree(run.folder))}
 
 
 def on_resume(run: Run, event: JournalEvent) -> dict[str, Any]:

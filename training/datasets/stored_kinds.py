@@ -1,0 +1,29 @@
+"""The files of datasets in the disk quotas."""
+
+from django.db.models import Q
+
+from training.datasets.models import DatasetVersion, Upload
+from training.datasets.uploads import BUSY_STATES
+from training.people.disk_quota import StoredKind
+
+STORED_KINDS = (
+    StoredKind(
+        title="Uploaded files",
+        model=Upload,
+        page="upload",
+        is_in_use=Q(versions__isnull=False),
+        in_use_reason="deleted with its dataset",
+        is_growing=Q(state__in=BUSY_STATES),
+    ),
+    StoredKind(
+        title="Datasets",
+        model=DatasetVersion,
+        page="dataset",
+        page_id="dataset",
+        name="dataset__name",
+        owner="dataset__owner",
+        team="dataset__team",
+        is_in_use=Q(dataset__versions__runs__isnull=False),
+        in_use_reason="used by runs",
+    ),
+)
