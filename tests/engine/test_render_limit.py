@@ -80,3 +80,22 @@ def test_only_the_thread_that_takes_too_long_is_stopped(short_limits):
     for thread in threads:
         thread.join(10)
     assert outcomes == {"short": "done", "long": "stopped", "other": "done"}
+
+
+def test_a_limit_that_expires_around_many_short_renders_leaves_nothing_behind(monkeypatch):
+    monkeypatch.setattr(render_limit, "WATCH_SECONDS", 0.001)
+    expired = 0
+    end = time.monotonic() + 3
+    while time.monotonic() < end:
+        try:
+            with limit_render(0.005):
+                while True:
+                    with limit_render(0.004):
+                        sum(range(200))
+        except RenderLimitExceeded:
+            expired += 1
+        assert not render_limit.watchdog._find_limits(threading.get_ident())
+    assert expired > 50
+    monkeypatch.setattr(render_limit, "WATCH_SECONDS", 0.05)
+    time.sleep(0.2)  # no exception arrives outside of a limit
+    assert not render_limit.watchdog.limits

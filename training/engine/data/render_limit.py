@@ -10,8 +10,7 @@ import ctypes
 import os
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+import weakref
 from pathlib import Path
 
 MAX_SECONDS = 5.0  # for one render, which takes about 1 ms
@@ -27,61 +26,107 @@ class RenderLimitExceeded(Exception):
     """Raised inside of the template."""
 
 
-class Watch:
-    """The limits that are in force, by thread: their deadlines, the outermost first, and the
-    process's memory as the watching thread first saw it.
+class RenderLimit:
+    """A limit for the code inside `with`. Inside of another limit, both are in force.
+
+    The exception may arrive at any instruction of the thread, also between two lines of this class.
+    The watchdog therefore holds only a weak reference: a limit ends with its `with` statement,
+    whatever happened to `__exit__`.
+    """
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds = seconds
+        self.deadline = 0.0
+
+    def __enter__(self) -> None:
+        watchdog.add_limit(self)
+
+    def __exit__(self, *_exception: object) -> None:
+        while True:
+            try:
+                was_stopped = watchdog.remove_limit(self)
+                break
+            except RenderLimitExceeded:  # of the outer limit
+                continue
+        if was_stopped:
+            raise RenderLimitExceeded
+
+
+class RenderWatchdog:
+    """Raises RenderLimitExceeded in the threads whose limits are exceeded. The limits of a thread
+    are listed with the outermost first; the memory is the process's as the watchdog first saw it.
     """
 
     def __init__(self) -> None:
         self.lock = threading.Lock()
-        self.deadlines: dict[int, list[float]] = {}
+        self.limits: dict[int, list[weakref.ref[RenderLimit]]] = {}
         self.start_bytes: dict[int, int] = {}
         self.stopped: set[int] = set()
         self.has_limits = threading.Event()
         self.thread: threading.Thread | None = None
 
-    def begin(self, seconds: float) -> None:
-        deadline = time.monotonic() + seconds
+    def add_limit(self, limit: RenderLimit) -> None:
+        thread_id = threading.get_ident()
+        limit.deadline = time.monotonic() + limit.seconds
         with self.lock:
-            deadlines = self.deadlines.setdefault(threading.get_ident(), [])
-            deadlines.append(min([deadline, *deadlines[-1:]]))
-            if self.thread is None or not self.thread.is_alive():  # not after a fork
-                self.thread = threading.Thread(target=self.run, name="render-limit", daemon=True)
+            limits = self._find_limits(thread_id)
+            is_outermost = not limits
+            self.limits[thread_id] = [weakref.ref(one) for one in (*limits, limit)]
+            if self.thread is None or not self.thread.is_alive():  # threads do not survive a fork
+                self.thread = threading.Thread(
+                    target=self.watch_limits, name="render-limit", daemon=True
+                )
                 self.thread.start()
-        self.has_limits.set()
+        # Not for inner limits: an exception inside of `Event.set` would leave its lock locked
+        if is_outermost:
+            self.has_limits.set()
 
-    def end(self) -> bool:
+    def remove_limit(self, limit: RenderLimit) -> bool:
         """Whether the code inside was stopped. The exception may not have been raised yet; then it
         is withdrawn.
         """
         thread_id = threading.get_ident()
         with self.lock:
-            deadlines = self.deadlines.get(thread_id, [])
-            deadlines[-1:] = []
-            if not deadlines:
-                self.deadlines.pop(thread_id, None)
-                self.start_bytes.pop(thread_id, None)
+            outer = [one for one in self._find_limits(thread_id) if one is not limit]
+            self.limits[thread_id] = [weakref.ref(one) for one in outer]
+            if not outer:
+                self._forget_thread(thread_id)
             was_stopped = thread_id in self.stopped
             self.stopped.discard(thread_id)
             if was_stopped:
                 raise_in_thread(thread_id, None)
         return was_stopped
 
-    def run(self) -> None:
+    def watch_limits(self) -> None:
         while True:
             self.has_limits.wait()
             time.sleep(WATCH_SECONDS)
             with self.lock:
-                if not self.deadlines:
+                for thread_id in list(self.limits):
+                    if not self._find_limits(thread_id):
+                        self._forget_thread(thread_id)
+                if not self.limits:
                     self.has_limits.clear()
                     continue
                 now, used_bytes = time.monotonic(), read_memory_bytes()
-                for thread_id, deadlines in self.deadlines.items():
+                for thread_id in self.limits:
+                    deadline = min(
+                        (limit.deadline for limit in self._find_limits(thread_id)), default=now
+                    )
                     start_bytes = self.start_bytes.setdefault(thread_id, used_bytes)
-                    if now > deadlines[-1] or used_bytes - start_bytes > MAX_GROWTH_BYTES:
+                    if now > deadline or used_bytes - start_bytes > MAX_GROWTH_BYTES:
                         # Again and again: the template's environment swallows some exceptions
                         self.stopped.add(thread_id)
                         raise_in_thread(thread_id, RenderLimitExceeded)
+
+    def _find_limits(self, thread_id: int) -> list[RenderLimit]:
+        """The limits of a thread whose `with` statements have not ended."""
+        found = [ref() for ref in self.limits.get(thread_id, [])]
+        return [limit for limit in found if limit is not None]
+
+    def _forget_thread(self, thread_id: int) -> None:
+        self.limits.pop(thread_id, None)
+        self.start_bytes.pop(thread_id, None)
 
 
 def raise_in_thread(thread_id: int, error: type[Exception] | None) -> None:
@@ -99,20 +144,13 @@ def read_memory_bytes() -> int:
     return int(text.split()[1]) * PAGE_BYTES
 
 
-watch = Watch()
+watchdog = RenderWatchdog()
 
 
-@contextmanager
-def limit_render(seconds: float | None = None) -> Iterator[None]:
-    """Limit the code inside to this time (MAX_SECONDS) and MAX_GROWTH_BYTES. Inside of another
-    limit, both are in force.
+def limit_render(seconds: float | None = None) -> RenderLimit:
+    """Limit the code inside `with` to this time (MAX_SECONDS) and MAX_GROWTH_BYTES.
 
     Raises:
         RenderLimitExceeded: it needed more.
     """
-    watch.begin(MAX_SECONDS if seconds is None else seconds)
-    try:
-        yield
-    finally:
-        if watch.end():
-            raise RenderLimitExceeded
+    return RenderLimit(MAX_SECONDS if seconds is None else seconds)
