@@ -13,6 +13,7 @@ for larger installations.
 | SNAPML_PROXIES | addresses of reverse proxies on other hosts, comma-separated | none |
 | SNAPML_MAX_CRASHES | crashes in a row without a new checkpoint until a run fails | 3 |
 | SNAPML_MAX_PROGRAMS | child programs on a host at the same time, besides one for pages | cores |
+| SNAPML_MAX_PROGRAM_MEMORY_GIB | memory of all child programs of a host, in GiB | half the RAM |
 | SNAPML_MAX_QUEUED_RUNS | runs that a user without a limit of their own may queue | 100 |
 | DATABASE_URL, REDIS_URL | PostgreSQL and Redis instead of SQLite files | none |
 | INFERENCE_URL, INFERENCE_TOKEN | an OpenAI-compatible server | set by `manage.py up` |
@@ -260,7 +261,10 @@ PROXIES = [p.strip() for p in os.environ.get("SNAPML_PROXIES", "").split(",") if
 # Crashes of an engine in a row without a new checkpoint until its run fails as a crash loop
 MAX_CRASHES = int(os.environ.get("SNAPML_MAX_CRASHES", "3"))
 MAX_PROGRAMS = int(os.environ.get("SNAPML_MAX_PROGRAMS", "0")) or os.cpu_count() or 1
-CHILD_SLOTS = ChildSlots(HOME / "slots" / get_host_name(), MAX_PROGRAMS)
+MAX_PROGRAM_MEMORY = int(float(os.environ.get("SNAPML_MAX_PROGRAM_MEMORY_GIB", "0")) * 2**30) or (
+    os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
+)
+CHILD_SLOTS = ChildSlots(HOME / "slots" / get_host_name(), MAX_PROGRAMS, MAX_PROGRAM_MEMORY)
 DISK_QUOTA_BYTES = int(float(os.environ.get("SNAPML_DISK_QUOTA_GIB", "0")) * 2**30)
 MAX_QUEUED_RUNS = int(os.environ.get("SNAPML_MAX_QUEUED_RUNS", "100"))
 INFERENCE_URL = os.environ.get("INFERENCE_URL", "").rstrip("/")

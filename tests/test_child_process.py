@@ -9,16 +9,17 @@ import psutil
 import pytest
 
 from tests.user_errors import raises_user_error
-from training.child_process import RequestProcess, stream_child
+from training.child_process import ProgramLimits, RequestProcess, run_child, stream_child
 from training.errors import UserError
 
 ROOT = Path(__file__).parent.parent
+LIMITS = ProgramLimits(address_space_bytes=2**32, counted_bytes=1)
 
 
 def start_program(program, tmp_path, **options):
     log = tmp_path / "log" / "x.log"
     command = [sys.executable, "-c", program]
-    return stream_child(command, log, cwd=tmp_path, environment={}, **options)
+    return stream_child(command, log, cwd=tmp_path, environment={}, limits=LIMITS, **options)
 
 
 def list_children():
@@ -67,7 +68,7 @@ def test_output_that_is_not_a_message_names_the_log(tmp_path):
 
 def test_a_child_that_exits_when_idle_is_not_a_zombie(tmp_path):
     (tmp_path / "echo_once.py").write_text("print(input(), flush=True)")
-    child = RequestProcess("echo_once", max_seconds=30)
+    child = RequestProcess("echo_once", limits=LIMITS, max_seconds=30)
     before = list_children()
     for number in range(3):
         assert child.send_request({"n": number}, cwd=tmp_path) == {"n": number}
@@ -79,7 +80,7 @@ def test_a_child_that_exits_when_idle_is_not_a_zombie(tmp_path):
 
 def test_a_child_that_takes_too_long_is_killed(tmp_path):
     (tmp_path / "silent.py").write_text("import time; time.sleep(60)")
-    child = RequestProcess("silent", max_seconds=0.5)
+    child = RequestProcess("silent", limits=LIMITS, max_seconds=0.5)
     before = list_children()
     assert child.send_request({}, cwd=tmp_path) is None
     end = time.monotonic() + 10
@@ -114,4 +115,23 @@ def test_a_program_reports_an_error_of_the_disk_or_a_library_as_what_it_is(tmp_p
     command = [sys.executable, "-c", program]
     log = tmp_path / "x.log"
     with raises_user_error(naming=[code]):
-        list(stream_child(command, log, cwd=ROOT, environment={}))
+        list(stream_child(command, log, cwd=ROOT, environment={}, limits=LIMITS))
+
+
+WRITE_LARGE_FILE = "import pathlib; pathlib.Path('large').write_text('x' * 5000)"
+
+
+@pytest.mark.parametrize(
+    ("limits", "code", "error"),
+    [
+        ({"address_space_bytes": 2**28}, "x = b'x' * 2**28", "MemoryError"),
+        ({"cpu_seconds": 1}, "while True: pass", ""),
+        ({"file_bytes": 1000}, WRITE_LARGE_FILE, "File too large"),
+    ],
+)
+def test_a_child_is_limited(tmp_path, limits, code, error):
+    (tmp_path / "program.py").write_text(code)
+    limits = {"address_space_bytes": 2**32, "counted_bytes": 1} | limits
+    result = run_child("program", cwd=tmp_path, seconds=20, limits=ProgramLimits(**limits))
+    assert result.returncode != 0
+    assert error in result.stderr

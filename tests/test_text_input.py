@@ -1,9 +1,11 @@
 """The gate for text and numbers: what it refuses, and which field it names."""
 
+import tracemalloc
+
 import pytest
 
 from tests.user_errors import raises_user_error
-from training.text_input import InvalidInput, check_text, clean_value, parse_json
+from training.text_input import MAX_VALUES, InvalidInput, check_text, clean_value, parse_json
 
 
 @pytest.mark.parametrize(
@@ -50,3 +52,20 @@ def test_the_output_of_a_model_is_cleaned_instead():
     cleaned = clean_value({"a\0": ["\ud800x", 1.5, None]})
     assert cleaned == {"a\ufffd": ["\ufffdx", 1.5, None]}
     check_text(str(cleaned), "x")
+
+
+def test_a_body_of_many_values_below_a_long_path_takes_little_memory():
+    depth = 98
+    body = ('{"' + "k" * 40 + '":') * depth + "[" + "0," * 100_000 + "0]" + "}" * depth
+    tracemalloc.start()
+    try:
+        parse_json(body, "The request")
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 20 * len(body)
+
+
+def test_a_value_with_too_many_values_is_refused():
+    with raises_user_error(InvalidInput, code="too_large"):
+        parse_json("[" + "0," * MAX_VALUES + "0]", "The request")

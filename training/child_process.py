@@ -13,13 +13,15 @@ from __future__ import annotations
 import ctypes
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable, Generator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +48,7 @@ NETWORK_VARIABLES = (
     "HF_HUB_DISABLE_XET",
 )
 PARAMS_FILE = "params.json"
+GIB = 2**30
 KILL_AFTER_SECONDS = 10.0  # time for a child to clean up after SIGTERM
 CANCEL_CHECK_SECONDS = 1.0
 EXIT_USER_ERROR = 65  # EX_DATAERR of sysexits.h
@@ -54,6 +57,39 @@ EXIT_TERMINATED = 128 + signal.SIGTERM
 
 Message = dict[str, Any]
 write_lock = threading.Lock()
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProgramLimits:
+    """What a child may use. Above its address space Python raises MemoryError, above its CPU time
+    the kernel ends it, and a larger file is an OSError.
+
+    `counted_bytes` counts towards the limit of all programs of the host together: the address
+    space without that of the libraries, most of which is never used.
+    """
+
+    address_space_bytes: int
+    counted_bytes: int
+    cpu_seconds: int = resource.RLIM_INFINITY
+    file_bytes: int = resource.RLIM_INFINITY
+
+    def apply(self, pid: int) -> None:
+        for limit, value in (
+            (resource.RLIMIT_AS, self.address_space_bytes),
+            (resource.RLIMIT_CPU, self.cpu_seconds),
+            (resource.RLIMIT_FSIZE, self.file_bytes),
+        ):
+            with suppress(ProcessLookupError):  # it has already exited
+                resource.prlimit(pid, limit, (value, value))
+
+
+def limit_model_program(model_bytes: int) -> ProgramLimits:
+    """The limits of a program that loads a model as float32 beside a second one, with its files
+    mapped into memory: usually up to four times their size, but not always.
+    """
+    return ProgramLimits(
+        address_space_bytes=8 * model_bytes + 8 * GIB, counted_bytes=4 * model_bytes + GIB
+    )
 
 
 # The parent's side.
@@ -94,23 +130,35 @@ def build_error(message: Message) -> UserError:
 
 
 def run_child(
-    module: str, *arguments: str, cwd: Path, seconds: float, stdin: str = ""
+    module: str,
+    *arguments: str,
+    cwd: Path,
+    seconds: float,
+    limits: ProgramLimits,
+    stdin: str = "",
 ) -> subprocess.CompletedProcess[str]:
     """Run a module until it exits, with `stdin` as its standard input.
 
     Raises:
         subprocess.TimeoutExpired: it ran longer than `seconds` and was killed.
     """
-    return subprocess.run(
-        module_command(module, *arguments),
-        input=stdin,
-        capture_output=True,
+    command = module_command(module, *arguments)
+    with subprocess.Popen(
+        command,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
         text=True,
-        timeout=seconds,
         cwd=cwd,
         env=child_environment(),
-        check=False,
-    )
+    ) as child:
+        limits.apply(child.pid)
+        try:
+            stdout, stderr = child.communicate(stdin, timeout=seconds)
+        except BaseException:
+            child.kill()
+            raise
+    return subprocess.CompletedProcess(command, child.returncode, stdout, stderr)
 
 
 def stream_child(
@@ -119,6 +167,7 @@ def stream_child(
     *,
     cwd: Path,
     environment: dict[str, str],
+    limits: ProgramLimits,
     cancelled: threading.Event | None = None,
 ) -> Generator[Message, None, None]:
     """Run a program and yield its messages as they arrive. The program is terminated when the
@@ -134,6 +183,7 @@ def stream_child(
         child = subprocess.Popen(
             command, stdout=subprocess.PIPE, stderr=stderr, text=True, cwd=cwd, env=environment
         )
+        limits.apply(child.pid)
         assert child.stdout is not None
         if cancelled is not None:
             terminate_when_set(child, cancelled)
@@ -184,23 +234,22 @@ class RequestProcess:
     """
 
     def __init__(
-        self, module: str, *, max_seconds: float, environment: dict[str, str] | None = None
+        self,
+        module: str,
+        *,
+        max_seconds: float,
+        limits: ProgramLimits,
+        environment: dict[str, str] | None = None,
     ) -> None:
         self.module = module
         self.max_seconds = max_seconds
+        self.limits = limits
         self.environment = environment or {}
         self._child: subprocess.Popen[str] | None = None
         self._lock = threading.Lock()
 
-    def send_request(
-        self,
-        message: Message,
-        *,
-        cwd: Path,
-        slot: AbstractContextManager[None] | None = None,
-    ) -> Message | None:
-        """The response; None if the program failed or took more than `max_seconds`. `slot` is held
-        while the program works on this request.
+    def send_request(self, message: Message, *, cwd: Path) -> Message | None:
+        """The response; None if the program failed or took more than `max_seconds`.
 
         Raises:
             TimeoutError: earlier requests did not finish within `max_seconds`.
@@ -208,8 +257,7 @@ class RequestProcess:
         if not self._lock.acquire(timeout=self.max_seconds):
             raise TimeoutError
         try:
-            with slot or nullcontext():
-                return self._exchange(message, cwd)
+            return self._exchange(message, cwd)
         finally:
             self._lock.release()
 
@@ -253,6 +301,7 @@ class RequestProcess:
                 cwd=cwd,
                 env=child_environment() | self.environment,
             )
+            self.limits.apply(self._child.pid)
             # It may exit at any time. Without a thread that waits for it, it would stay a zombie.
             threading.Thread(target=self._child.wait, name="reap-child", daemon=True).start()
         return self._child

@@ -1,5 +1,6 @@
-"""Limits how many child programs run on a host at the same time, over the web server, the worker
-and every command. A slot is a lock on a file, which the kernel releases however its holder ends.
+"""Limits how many child programs run on a host at the same time and how much memory they may take
+together, over the web server, the worker and every command. A slot is a lock on a file, which the
+kernel releases however its holder ends.
 
 Engines and the inference server are not counted: devices and quotas limit them.
 """
@@ -11,6 +12,7 @@ import hashlib
 import os
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,7 +20,13 @@ from pathlib import Path
 
 from training.errors import UserError
 
-MIN_POLL_SECONDS, MAX_POLL_SECONDS = 0.05, 0.5
+POLL_SECONDS = 0.05
+MAX_WAITING_PER_USER = 8  # in this process; each is a thread with a database connection
+# A user who held the interactive slot last takes it again only if nobody else did in this time
+OTHERS_FIRST_SECONDS = 0.25
+
+waiting_per_user: Counter[str] = Counter()
+waiting_lock = threading.Lock()
 
 
 class SlotsBusy(UserError):
@@ -36,74 +44,154 @@ class SlotsBusy(UserError):
 @dataclass(frozen=True)
 class ChildSlots:
     """`count` slots for all programs, and one more for interactive ones, which somebody waits for
-    in the browser.
+    in the browser. Programs start while the limits of all together are at most `memory_bytes`; one
+    alone always starts.
     """
 
     folder: Path  # of this host
     count: int
+    memory_bytes: int
 
     @contextmanager
-    def hold_interactive_slot(self, user: str, *, seconds: float) -> Iterator[None]:
-        """Wait up to `seconds` for a slot, and hold it. A user has at most `count`, so that a flood
-        of one user's requests leaves a slot to others.
+    def hold_interactive_slot(
+        self, username: str, memory_bytes: int, *, seconds: float
+    ) -> Iterator[None]:
+        """Wait up to `seconds` for a slot, and hold it. A user has at most `count`, and users take
+        turns at the last one, so that a flood of one user's requests does not block others.
 
         Raises:
-            SlotsBusy: no slot became free.
+            SlotsBusy: no slot became free, or MAX_WAITING_PER_USER requests of this user wait.
         """
         deadline = time.monotonic() + seconds
-        digest = hashlib.sha256(user.encode()).hexdigest()[:16]
-        own_slots = [self.get_path(f"user-{digest}-{number}") for number in range(self.count)]
-        slots = [self.get_path("interactive"), *self.shared_paths]
+        user = hashlib.sha256(username.encode()).hexdigest()[:16]
+
+        def check_deadline() -> None:
+            if time.monotonic() > deadline:
+                raise SlotsBusy
+
+        own_slots = [self.get_path(f"user-{user}-{number}") for number in range(self.count)]
         with (
-            self._hold_one(own_slots, deadline=deadline),
-            self._hold_one(slots, deadline=deadline),
+            count_waiting(user) as stop_counting,
+            wait_for_lock(lambda: lock_first_free_file(own_slots), check_deadline),
+            self._hold_slot(memory_bytes, check_deadline, user),
         ):
+            stop_counting()
             yield
 
     @contextmanager
     def hold_background_slot(
-        self, *, on_wait: Callable[[], None], cancelled: threading.Event | None = None
+        self, memory_bytes: int, *, on_wait: Callable[[], None]
     ) -> Iterator[None]:
-        """Wait for a slot as long as it takes, and hold it. `on_wait` is called once if there is
-        none. If `cancelled` is set meanwhile, continue without one: the program is terminated at
-        once.
+        """Wait for a slot as long as it takes, and hold it. `on_wait` is called again and again
+        while there is none; it may raise.
         """
-        with self._hold_one(self.shared_paths, on_wait=on_wait, cancelled=cancelled):
+        with self._hold_slot(memory_bytes, on_wait):
             yield
+
+    @contextmanager
+    def _hold_slot(
+        self, memory_bytes: int, on_wait: Callable[[], None], user: str = ""
+    ) -> Iterator[None]:
+        """A slot of all programs, or for a `user` also the interactive one."""
+        started_at = time.monotonic()
+
+        def lock_slot() -> int | None:
+            may_repeat = time.monotonic() - started_at > OTHERS_FIRST_SECONDS
+            return self._lock_slot(memory_bytes, user, may_repeat=may_repeat)
+
+        with wait_for_lock(lock_slot, on_wait):
+            yield
+
+    def _lock_slot(self, memory_bytes: int, user: str, *, may_repeat: bool) -> int | None:
+        """Lock a free slot and write its memory and user into it. Returns its descriptor, or None
+        if there is none or too little memory is left.
+        """
+        with closing_descriptor(lock_file(self.get_path("admission"))):
+            held_bytes, chosen = 0, None
+            for path in (*self.shared_paths, self.interactive_path):
+                descriptor = lock_first_free_file([path])
+                if descriptor is None:
+                    held_bytes += read_slot(path)[0]
+                elif chosen is None and self._is_allowed(path, user, may_repeat=may_repeat):
+                    chosen = descriptor
+                else:
+                    os.close(descriptor)
+            if chosen is None:
+                return None
+            if held_bytes and held_bytes + memory_bytes > self.memory_bytes:
+                os.close(chosen)
+                return None
+            os.ftruncate(chosen, 0)
+            os.write(chosen, f"{memory_bytes} {user}".encode())
+            return chosen
+
+    def _is_allowed(self, path: Path, user: str, *, may_repeat: bool) -> bool:
+        if path != self.interactive_path:
+            return True
+        return bool(user) and (may_repeat or read_slot(path)[1] != user)
+
+    @property
+    def interactive_path(self) -> Path:
+        return self.get_path("interactive")
 
     @property
     def shared_paths(self) -> list[Path]:
         return [self.get_path(str(number)) for number in range(1, self.count + 1)]
 
     def get_path(self, name: str) -> Path:
+        self.folder.mkdir(parents=True, exist_ok=True)
         return self.folder / f"{name}.lock"
 
-    @contextmanager
-    def _hold_one(
-        self,
-        paths: Sequence[Path],
-        *,
-        deadline: float | None = None,
-        on_wait: Callable[[], None] | None = None,
-        cancelled: threading.Event | None = None,
-    ) -> Iterator[None]:
-        self.folder.mkdir(parents=True, exist_ok=True)
-        poll_seconds = MIN_POLL_SECONDS
-        while (descriptor := lock_first_free_file(paths)) is None:
-            if on_wait is not None:
-                on_wait()
-                on_wait = None
-            if cancelled is not None and cancelled.is_set():
-                break
-            if deadline is not None and time.monotonic() > deadline:
-                raise SlotsBusy
-            time.sleep(poll_seconds)
-            poll_seconds = min(2 * poll_seconds, MAX_POLL_SECONDS)
-        try:
-            yield
-        finally:
-            if descriptor is not None:
-                os.close(descriptor)
+
+@contextmanager
+def count_waiting(user: str) -> Iterator[Callable[[], None]]:
+    """Count a waiting request of a user until the function that it gives is called.
+
+    Raises:
+        SlotsBusy: MAX_WAITING_PER_USER wait already.
+    """
+    is_counted = True
+
+    def stop_counting() -> None:
+        nonlocal is_counted
+        if is_counted:
+            is_counted = False
+            with waiting_lock:
+                waiting_per_user[user] -= 1
+
+    with waiting_lock:
+        if waiting_per_user[user] >= MAX_WAITING_PER_USER:
+            raise SlotsBusy
+        waiting_per_user[user] += 1
+    try:
+        yield stop_counting
+    finally:
+        stop_counting()
+
+
+@contextmanager
+def wait_for_lock(lock: Callable[[], int | None], on_wait: Callable[[], None]) -> Iterator[None]:
+    """Call `lock` until it returns the descriptor of a locked file, and hold that."""
+    while (descriptor := lock()) is None:
+        on_wait()
+        time.sleep(POLL_SECONDS)
+    with closing_descriptor(descriptor):
+        yield
+
+
+@contextmanager
+def closing_descriptor(descriptor: int) -> Iterator[None]:
+    try:
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def lock_file(path: Path) -> int:
+    """Wait until the file can be locked, and return its descriptor."""
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+    fcntl.flock(descriptor, fcntl.LOCK_EX)
+    return descriptor
 
 
 def lock_first_free_file(paths: Sequence[Path]) -> int | None:
@@ -117,3 +205,9 @@ def lock_first_free_file(paths: Sequence[Path]) -> int | None:
         else:
             return descriptor
     return None
+
+
+def read_slot(path: Path) -> tuple[int, str]:
+    """The memory in bytes and the user that the last holder of a slot has written into it."""
+    memory_bytes, _, user = path.read_text().partition(" ")
+    return int(memory_bytes or 0), user

@@ -9,14 +9,17 @@ from __future__ import annotations
 import json
 import math
 import re
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from training.errors import UserError
 
 MAX_DEPTH = 100  # Python's own limit depends on the caller, and copying or rendering needs more
+MAX_VALUES = 200_000  # checking them takes 0.1 s
 MAX_INTEGER = 2**63  # a database column's limit
 MAX_DIGITS = 20  # parsing time grows with the square of the digits
 NESTED_MESSAGE = f"{{}} is nested deeper than {MAX_DEPTH} levels."
+END = object()
 UNSTORABLE = re.compile("[\0\ud800-\udfff]")
 
 
@@ -60,30 +63,61 @@ def check_value(value: Any, whole: str, *, allow_any_number: bool = False) -> No
     path of the value inside it, such as `settings.rank`.
 
     Raises:
-        InvalidInput: see `check_text` and `check_number`; or nesting deeper than MAX_DEPTH.
+        InvalidInput: see `check_text` and `check_number`; or it has more than MAX_VALUES values or
+            is nested deeper than MAX_DEPTH.
     """
-    waiting: list[tuple[str, int, Any]] = [("", 0, value)]
-    while waiting:
-        path, depth, current = waiting.pop()
+    count = 0
+    # One level for each container around the current value: its remaining items. `keys` lead to the
+    # current value; its path is only built for a message, because a body of 1 MB may have a million
+    # values below a path of 4 kB.
+    levels: list[Iterator[tuple[Any, Any]]] = [iter([("", value)])]
+    keys: list[Any] = [""]
+    while levels:
+        keys[-1], current = next(levels[-1], (None, END))
+        if current is END:
+            levels.pop()
+            keys.pop()
+            continue
+        count += 1
+        if count > MAX_VALUES:
+            raise InvalidInput(f"{whole} has more than {MAX_VALUES:,} values.", code="too_large")
         if isinstance(current, str):
-            check_text(current, path or whole, field=path)
+            if UNSTORABLE.search(current):
+                path = format_path(keys)
+                check_text(current, path or whole, field=path)
         elif isinstance(current, int | float):
             if not allow_any_number:
-                check_number(current, path or whole, field=path)
+                check_path_number(current, whole, keys)
         elif isinstance(current, dict | list):
-            if depth == MAX_DEPTH:
+            if len(levels) > MAX_DEPTH:
                 # The field is the outermost one: the path is as long as the value is deep
                 raise InvalidInput(
-                    NESTED_MESSAGE.format(whole),
-                    field=path.partition(".")[0],
-                    code="nested_too_deeply",
+                    NESTED_MESSAGE.format(whole), field=str(keys[1]), code="nested_too_deeply"
                 )
             if isinstance(current, dict):
-                for key in current:
-                    check_text(str(key), f"A key of {path or whole}", field=path)
-            items = current.items() if isinstance(current, dict) else enumerate(current)
-            prefix = f"{path}." if path else ""
-            waiting += [(f"{prefix}{str(key)[:40]}", depth + 1, inner) for key, inner in items]
+                check_keys(current, whole, keys)
+            levels.append(
+                iter(current.items() if isinstance(current, dict) else enumerate(current))
+            )
+            keys.append("")
+
+
+def check_path_number(number: float, whole: str, keys: Sequence[Any]) -> None:
+    if not -MAX_INTEGER <= number < MAX_INTEGER or not math.isfinite(number):
+        path = format_path(keys)
+        check_number(number, path or whole, field=path)
+
+
+def check_keys(mapping: Mapping[Any, Any], whole: str, keys: Sequence[Any]) -> None:
+    for key in mapping:
+        if UNSTORABLE.search(str(key)):
+            path = format_path(keys)
+            check_text(str(key), f"A key of {path or whole}", field=path)
+
+
+def format_path(keys: Sequence[Any]) -> str:
+    """The path of a value, such as `settings.rank`; empty for the whole value."""
+    return ".".join(str(key)[:40] for key in keys[1:])
 
 
 def parse_json(data: str | bytes, whole: str, *, allow_any_number: bool = False) -> Any:

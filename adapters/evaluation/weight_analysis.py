@@ -10,7 +10,9 @@ from typing import Any
 from adapters.export import merge
 from adapters.lanes import PROGRAMS
 from adapters.models import AdapterVersion
+from training.child_process import limit_model_program
 from training.datasets.models import DatasetVersion
+from training.engine.files import measure_tree
 from training.jobs.kinds import JobKind
 from training.jobs.models import Job, JobState
 from training.jobs.runner import run_program, save_progress
@@ -58,7 +60,10 @@ def run_analysis(job: Job) -> dict[str, Any]:
         ],
         "prompts": merge.get_parity_prompts(with_data),
     }
-    result = run_program(job, "adapters.programs.weight_analysis", params)
+    folders = {version.base_model.folder for version in versions}
+    size = sum(map(measure_tree, folders)) + sum(version.size_bytes for version in versions)
+    limits = limit_model_program(size)
+    result = run_program(job, "adapters.programs.weight_analysis", params, limits=limits)
     return {**result, "overlaps": data_overlaps}
 
 

@@ -11,6 +11,8 @@ from zipstream import ZIP_STORED, ZipStream
 from adapters.export import merge
 from adapters.lanes import PROGRAMS
 from adapters.models import AdapterVersion, file_stem
+from training.child_process import limit_model_program
+from training.engine.files import measure_tree
 from training.errors import Conflict, NotFound, UserError
 from training.jobs.kinds import JobKind
 from training.jobs.models import Job, JobState
@@ -105,7 +107,8 @@ def run_gguf(job: Job) -> dict[str, Any]:
         "quantization": quantization,
         "prompts": merge.get_parity_prompts(version),
     }
-    return run_program(job, "adapters.programs.gguf_export", params)
+    limits = limit_model_program(measure_tree(get_model_folder(version)))
+    return run_program(job, "adapters.programs.gguf_export", params, limits=limits)
 
 
 def gguf_outputs(job: Job) -> list[Path]:

@@ -12,7 +12,7 @@ from adapters.lanes import PROGRAMS
 from adapters.models import AdapterVersion
 from adapters.registry.model_card import CARD_FILE, format_card_for_hub
 from training.catalog.models import Source
-from training.child_process import NETWORK_VARIABLES, child_environment
+from training.child_process import GIB, NETWORK_VARIABLES, ProgramLimits, child_environment
 from training.errors import UserError
 from training.jobs.kinds import JobKind
 from training.jobs.models import Job, JobState
@@ -21,6 +21,7 @@ from training.jobs.services import enqueue_job, get_job
 from training.people.models import User
 
 KIND = "push"
+LIMITS = ProgramLimits(address_space_bytes=4 * GIB, counted_bytes=GIB)
 PUSH_CONTENTS = {"adapter": "the adapter", "merged": "the merged model"}
 # The Hub's limit is 96 characters
 REPOSITORY_PATTERN = re.compile(r"(?=.{3,96}$)[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
@@ -100,7 +101,9 @@ def run_push(job: Job) -> dict[str, Any]:
     }
     environment = child_environment(*NETWORK_VARIABLES) | {"HF_TOKEN": token}
     environment.setdefault("HF_HUB_OFFLINE", "0")
-    return run_program(job, "adapters.programs.hub_push", params, environment=environment)
+    return run_program(
+        job, "adapters.programs.hub_push", params, limits=LIMITS, environment=environment
+    )
 
 
 PUSH_JOB = JobKind(KIND, run_push, lane=PROGRAMS, subjects=(AdapterVersion,))

@@ -10,6 +10,7 @@ from django.db.models import F
 
 from adapters.lanes import PROGRAMS
 from adapters.models import AdapterVersion
+from training.child_process import limit_model_program
 from training.datasets.preview import sample_eval_prompts
 from training.engine.files import measure_tree
 from training.errors import Conflict
@@ -99,7 +100,8 @@ def run_merge(job: Job) -> dict[str, Any]:
         "target": str(version.merged_folder),
         "prompts": get_parity_prompts(version),
     }
-    return run_program(job, "adapters.programs.merge", params)
+    limits = limit_model_program(measure_tree(version.base_model.folder) + version.size_bytes)
+    return run_program(job, "adapters.programs.merge", params, limits=limits)
 
 
 def merge_outputs(job: Job) -> list[Path]:

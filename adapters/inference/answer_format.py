@@ -408,7 +408,9 @@ def hold_back(text: str, marks: Collection[str]) -> str:
 
 def longest_prefix_at_end(text: str, marks: Collection[str]) -> int:
     """Length of the longest end of `text` that is the start of a mark."""
-    lengths = (
-        size for marker in marks for size in range(1, len(marker)) if text.endswith(marker[:size])
-    )
-    return max(lengths, default=0)
+    longest = min(max(map(len, marks), default=1) - 1, len(text))
+    for size in range(longest, 0, -1):
+        end = text[-size:]
+        if any(len(mark) > size and mark.startswith(end) for mark in marks):
+            return size
+    return 0

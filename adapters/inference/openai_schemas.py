@@ -16,7 +16,7 @@ from adapters.inference.types import AdapterRef, BaseRef, GenerationRequest, Str
 from training.text_input import InvalidInput, parse_json
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
-MAX_STOP_SEQUENCES = 4
+MAX_STOP_SEQUENCES, MAX_STOP_CHARACTERS = 4, 256
 MAX_TOOLS, MAX_TOOL_NAME_LENGTH = 128, 128
 # What a request may hold; docs/adapters.md lists it. Any other field is rejected by its name,
 # unless it is null or has a value that changes nothing (NEUTRAL_VALUES).
@@ -323,10 +323,15 @@ def parse_stop_sequences(value: Any) -> tuple[str, ...]:
     if (
         not isinstance(sequences, list)
         or len(sequences) > MAX_STOP_SEQUENCES
-        or not all(isinstance(sequence, str) and sequence for sequence in sequences)
+        or not all(
+            isinstance(sequence, str) and 0 < len(sequence) <= MAX_STOP_CHARACTERS
+            for sequence in sequences
+        )
     ):
         raise InvalidField(
-            f"stop must be a string or a list of at most {MAX_STOP_SEQUENCES} strings.", "stop"
+            f"stop must be a string or a list of at most {MAX_STOP_SEQUENCES} strings, of at most "
+            f"{MAX_STOP_CHARACTERS} characters each.",
+            "stop",
         )
     return tuple(sequences)
 

@@ -11,7 +11,9 @@ import os
 import queue
 import time
 from collections import Counter, deque
+from collections.abc import Collection
 from contextlib import suppress
+from typing import NamedTuple
 
 import torch
 
@@ -40,11 +42,22 @@ from training.errors import LibraryPanic, UserError, convert_panics
 
 MAX_ACTIVE_SEQUENCES = 16
 MAX_SEQUENCES_PER_USER = 15  # one user's flood leaves room for another's request
+MAX_USER_SHARE = 0.5  # of the KV cache, for a user with more than one active sequence
 # After this time without a request all models are unloaded, to leave the memory to training.
 IDLE_SECONDS = 900.0
-REMEMBER_SECONDS = 300.0
+ERROR_CACHE_SECONDS = 300.0
 SHORT_CONVERSATION = [{"role": "user", "content": "hi"}]
 CANCELLED: StreamEvent = {"error": "The client disconnected."}
+
+
+class CacheShareExceeded(Exception):
+    """A user's sequences already have MAX_USER_SHARE of the KV cache."""
+
+
+class CachedError(NamedTuple):
+    time: float
+    message: str
+    code: str
 
 
 class BatchScheduler:
@@ -57,15 +70,14 @@ class BatchScheduler:
     def __init__(self, request_queue: RequestQueue) -> None:
         self.request_queue = request_queue
         self.model_cache = ModelCache()
-        # See `_choose_waiting` for their order. While the next one has no room, the others wait
-        # behind it.
+        # Ordered by `_choose_waiting`. If the chosen request has no room, the others wait, too.
         self.waiting: deque[GenerationRequest] = deque()
         self.admitted = 0
         self.last_admitted: dict[str, int] = {}  # by user: the value of `admitted`
         self.batches: list[tuple[LoadedModel, Batch]] = []
-        # What failed is remembered for a while, so that its requests do not delay others: the time
-        # of the error, its message and its code.
-        self.recent_errors: dict[AdapterRef | BaseRef, tuple[float, str, str]] = {}
+        # Errors are cached for ERROR_CACHE_SECONDS, so that repeated requests do not load the model
+        # again.
+        self.recent_errors: dict[AdapterRef | BaseRef, CachedError] = {}
 
     def run_forever(self) -> None:
         """Alternate between admitting requests and one decode step. `_admit_waiting` blocks while
@@ -138,9 +150,12 @@ class BatchScheduler:
             self.request_queue.finish_request(sequence.request, event)
 
     def _admit_waiting(self) -> None:
-        """Start waiting requests while there is room. Blocks only if no sequence is active."""
-        self._drop_cancelled()
+        """Start waiting requests while there is room. Blocks only if no sequence is active. Beside
+        active ones at most one starts before each decode step, however short it is.
+        """
+        full_users: set[str] = set()
         while sum(len(batch.sequences) for _, batch in self.batches) < MAX_ACTIVE_SEQUENCES:
+            self._receive_requests()
             if not self.waiting:
                 # No request is waiting: take a new one, or return at once to continue decoding.
                 # With nothing to decode, block; after IDLE_SECONDS, unload the models.
@@ -154,7 +169,7 @@ class BatchScheduler:
                     if not self.batches:
                         self.model_cache.evict_all()
                     return
-            request = self._choose_waiting()
+            request = self._choose_waiting(full_users)
             if request is None:
                 return
             try:
@@ -162,6 +177,9 @@ class BatchScheduler:
                     is_admitted = self._admit_request(request)
                 if not is_admitted:
                     return  # smaller requests may not overtake it, or it could wait forever
+            except CacheShareExceeded:
+                full_users.add(request.user)
+                continue
             except Exception as error:  # noqa: BLE001 reported to the client
                 exit_if_device_lost(error)
                 self.request_queue.finish_request(request, build_error_event(error))
@@ -173,23 +191,29 @@ class BatchScheduler:
             self.batches = [
                 (loaded_model, batch) for loaded_model, batch in self.batches if batch.sequences
             ]
+            if self.batches:
+                return
 
-    def _choose_waiting(self) -> GenerationRequest | None:
+    def _choose_waiting(self, full_users: Collection[str]) -> GenerationRequest | None:
         """The oldest request of the user with the fewest active sequences, and of those the one
-        served least recently. None if all users have MAX_SEQUENCES_PER_USER.
+        served least recently. None if all users have MAX_SEQUENCES_PER_USER, or are `full_users`.
         """
         active = Counter(
             sequence.request.user for _, batch in self.batches for sequence in batch.sequences
         )
-        allowed = [r for r in self.waiting if active[r.user] < MAX_SEQUENCES_PER_USER]
+        allowed = [
+            request
+            for request in self.waiting
+            if active[request.user] < MAX_SEQUENCES_PER_USER and request.user not in full_users
+        ]
         return min(
             allowed,
             key=lambda request: (active[request.user], self.last_admitted.get(request.user, 0)),
             default=None,
         )
 
-    def _drop_cancelled(self) -> None:
-        """Finish all waiting requests whose clients have disconnected."""
+    def _receive_requests(self) -> None:
+        """Take all new requests, and finish those whose clients have disconnected."""
         with suppress(queue.Empty):
             while True:
                 self.waiting.append(self.request_queue.incoming.get_nowait())
@@ -203,6 +227,9 @@ class BatchScheduler:
     def _admit_request(self, request: GenerationRequest) -> bool:
         """Load the model and adapter and run the prefill. Returns False if the request has to wait
         until others are finished.
+
+        Raises:
+            CacheShareExceeded: it has to wait for others of its user.
         """
         self._check_recent_errors(request)
         # 1. The base model, if it fits beside those in use.
@@ -212,6 +239,10 @@ class BatchScheduler:
             loaded_model = self.model_cache.get_model(request.base, self._busy_bases())
         except CapacityExceeded:
             return False
+        except Exception as error:
+            if not is_host_error(error):
+                self._cache_error(request.base, f"The model cannot be loaded: {str(error)[:300]}")
+            raise
         # 2. The adapter. One of another PEFT type replaces the current ones once they are idle.
         if not loaded_model.is_compatible(request.adapter):
             if loaded_model.base in self._busy_bases():
@@ -222,28 +253,32 @@ class BatchScheduler:
         # 3. The KV cache, at its final length. The first sequence always fits.
         request.prompt_ids = request.prompt_ids or self._encode_request(loaded_model, request)
         max_tokens = resolve_max_tokens(loaded_model, request, len(request.prompt_ids))
-        if (
-            self.batches
-            and self._cache_bytes()
-            + loaded_model.cache_bytes_per_token * (len(request.prompt_ids) + max_tokens)
-            > self.model_cache.kv_cache_bytes
-        ):
+        new_bytes = loaded_model.cache_bytes_per_token * (len(request.prompt_ids) + max_tokens)
+        if self.batches and self._cache_bytes() + new_bytes > self.model_cache.kv_cache_bytes:
             return False
+        own_bytes = self._cache_bytes(user=request.user)
+        if own_bytes and own_bytes + new_bytes > MAX_USER_SHARE * self.model_cache.kv_cache_bytes:
+            raise CacheShareExceeded
         with torch.inference_mode():
             self._prefill_request(loaded_model, request, max_tokens)
         return True
 
     def _check_recent_errors(self, request: GenerationRequest) -> None:
         """Raises InvalidRequest: the adapter or the chat template failed a short time ago."""
-        oldest = time.monotonic() - REMEMBER_SECONDS
+        oldest = time.monotonic() - ERROR_CACHE_SECONDS
         self.recent_errors = {
-            key: error for key, error in self.recent_errors.items() if error[0] > oldest
+            key: error for key, error in self.recent_errors.items() if error.time > oldest
         }
         keys = (request.adapter, request.base if request.prompt is None else None)
         for key in keys:
             if key is not None and key in self.recent_errors:
-                _, message, code = self.recent_errors[key]
-                raise InvalidRequest(message, code=code)
+                error = self.recent_errors[key]
+                raise InvalidRequest(error.message, code=error.code)
+
+    def _cache_error(
+        self, key: AdapterRef | BaseRef, message: str, code: str = "broken_model"
+    ) -> None:
+        self.recent_errors[key] = CachedError(time.monotonic(), message, code)
 
     def _ensure_adapter(self, loaded_model: LoadedModel, request: GenerationRequest) -> None:
         """Load the request's adapter. An error is remembered: an adapter that fails half way costs
@@ -256,7 +291,7 @@ class BatchScheduler:
             if request.adapter is None or is_host_error(error):
                 raise
             message = f"The adapter cannot be loaded: {str(error)[:300]}"
-            self.recent_errors[request.adapter] = (time.monotonic(), message, "broken_adapter")
+            self._cache_error(request.adapter, message, "broken_adapter")
             raise InvalidRequest(message, code="broken_adapter") from error
 
     def _encode_request(self, loaded_model: LoadedModel, request: GenerationRequest) -> list[int]:
@@ -270,15 +305,17 @@ class BatchScheduler:
             slow = TemplateTooSlow()
             try:
                 render_messages(loaded_model.tokenizer, {"messages": SHORT_CONVERSATION})
-            except DataError:
-                self.recent_errors[request.base] = (time.monotonic(), slow.message, slow.code)
+            except TemplateTooSlow:
+                self._cache_error(request.base, slow.message, slow.code)
             raise slow from error
 
-    def _cache_bytes(self) -> int:
-        """What the KV caches can grow to. In a batch every row is as long as the longest one."""
+    def _cache_bytes(self, user: str | None = None) -> int:
+        """What the KV caches can grow to, of all rows or of a user's. In a batch every row is as
+        long as the longest one.
+        """
         return sum(
             loaded_model.cache_bytes_per_token
-            * len(batch.sequences)
+            * sum(user in (None, sequence.request.user) for sequence in batch.sequences)
             * max(sequence.prompt_tokens + sequence.max_tokens for sequence in batch.sequences)
             for loaded_model, batch in self.batches
             if batch.sequences

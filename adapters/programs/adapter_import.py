@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import math
-import resource
 import stat
 import sys
 import zipfile
@@ -34,7 +33,6 @@ from training.formatting import format_bytes
 from training.text_input import InvalidInput, parse_json
 from training.zip_errors import DAMAGED_ZIP_ERRORS
 
-MAX_MEMORY_BYTES, MAX_CPU_SECONDS = 2 * 2**30, 60
 MAX_ENTRIES = 20_000
 MAX_CONFIG_BYTES = 200_000
 PICKLED_FILE = "adapter_model.bin"
@@ -305,12 +303,6 @@ def check_dtypes(tensors: Mapping[str, StoredTensor]) -> None:
 
 
 def run_program() -> None:
-    for limit, value in (
-        (resource.RLIMIT_AS, MAX_MEMORY_BYTES),
-        (resource.RLIMIT_CPU, MAX_CPU_SECONDS),
-        (resource.RLIMIT_FSIZE, MAX_BYTES),
-    ):
-        resource.setrlimit(limit, (value, value))
     try:
         run_import(Path(sys.argv[-1]), read_params())
     except MemoryError as error:

@@ -17,6 +17,7 @@ from django.core.files.uploadedfile import UploadedFile
 from django.db import transaction
 
 from adapters.models import AdapterVersion
+from adapters.registry.import_checks import MAX_BYTES
 from adapters.registry.services import (
     build_file_manifest,
     count_bytes,
@@ -25,7 +26,14 @@ from adapters.registry.services import (
     take_next_number,
 )
 from training.catalog.models import BaseModel, ModelState
-from training.child_process import build_error, read_messages, run_child, write_params
+from training.child_process import (
+    GIB,
+    ProgramLimits,
+    build_error,
+    read_messages,
+    run_child,
+    write_params,
+)
 from training.engine.file_names import ADAPTER_FILES
 from training.errors import Conflict, UserError, to_one_line
 from training.people.current_user import hold_program_slot
@@ -33,6 +41,9 @@ from training.people.disk_quota import check_disk_quota
 from training.people.models import User
 
 TIMEOUT_SECONDS = 120
+LIMITS = ProgramLimits(
+    address_space_bytes=2 * GIB, counted_bytes=GIB, cpu_seconds=60, file_bytes=MAX_BYTES
+)
 log = logging.getLogger("snapml.adapters")
 
 
@@ -121,12 +132,13 @@ def check_files(
             shutil.copyfileobj(get_upload_file(upload), file)
     write_params(folder, {"files": files, "base": str(base.folder), "base_name": base.name})
     try:
-        with hold_program_slot():
+        with hold_program_slot(LIMITS.counted_bytes):
             completed = run_child(
                 "adapters.programs.adapter_import",
                 str(folder),
                 cwd=settings.BASE_DIR,
                 seconds=TIMEOUT_SECONDS,
+                limits=LIMITS,
             )
     except subprocess.TimeoutExpired as error:
         raise UserError(

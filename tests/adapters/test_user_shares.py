@@ -7,6 +7,9 @@ import pytest
 from adapters.inference import request_queue
 from adapters.inference import scheduler as scheduler_module
 from adapters.inference.batch import Batch
+from adapters.inference.model_cache import ModelCache
+from adapters.inference.openai_http import InvalidField
+from adapters.inference.openai_schemas import parse_stop_sequences
 from adapters.inference.request_queue import RequestQueue
 from adapters.inference.scheduler import BatchScheduler
 from adapters.inference.types import BaseRef, GenerationRequest, QueueFull
@@ -99,3 +102,88 @@ def test_a_template_that_loops_stops_its_own_requests_only(tiny_model, tmp_path,
     ends = [wait_for_end(request) for request in requests]
     assert [end.get("code") for end in ends] == ["template_too_slow"] * 5 + [None]
     assert "done" in ends[-1]
+
+
+def run_beside_flood(tiny_model, request, *, flood, steps, monkeypatch):
+    """Keeps 20 requests of `flood` open while another user's request is answered. Returns the
+    decode steps until then.
+    """
+    queue, is_done, count = RequestQueue(), threading.Event(), [0]
+    decode_step, finish_request = Batch.decode_step, queue.finish_request
+
+    def count_step(batch, loaded_model):
+        count[0] += 1
+        assert count[0] < steps, "the other user's request was not answered"
+        return decode_step(batch, loaded_model)
+
+    def replace_request(ended, event):
+        finish_request(ended, event)
+        if ended.user == "flood" and not is_done.is_set():
+            queue.submit_request(make_request(tiny_model, "flood", **flood))
+
+    monkeypatch.setattr(Batch, "decode_step", count_step)
+    queue.finish_request = replace_request
+    for _ in range(20):
+        queue.submit_request(make_request(tiny_model, "flood", **flood))
+    scheduler = BatchScheduler(queue)
+    threading.Thread(target=scheduler.run_forever, daemon=True).start()
+    queue.submit_request(request)
+    assert "done" in wait_for_end(request)
+    is_done.set()
+    return scheduler, count[0]
+
+
+def test_a_flood_of_requests_for_one_token_does_not_stop_the_decoding(tiny_model, monkeypatch):
+    request = make_request(tiny_model, "bob", max_tokens=12)
+    run_beside_flood(
+        tiny_model, request, flood={"max_tokens": 1}, steps=100, monkeypatch=monkeypatch
+    )
+
+
+def test_a_user_with_long_answers_leaves_room_in_the_kv_cache(tiny_model, monkeypatch):
+    sizes, admit, get_model = [], BatchScheduler._admit_request, ModelCache.get_model
+
+    def get_endless_model(cache, *arguments):
+        model = get_model(cache, *arguments)
+        model.stop_ids = set()
+        return model
+
+    def record_rows(scheduler, request):
+        is_admitted = admit(scheduler, request)
+        if scheduler._cache_bytes() and not any(sizes):  # room for four such rows
+            scheduler.model_cache.kv_cache_bytes = 4 * scheduler._cache_bytes()
+        rows = [row.request.user for _, batch in scheduler.batches for row in batch.sequences]
+        sizes.append(rows.count("flood"))
+        return is_admitted
+
+    monkeypatch.setattr(BatchScheduler, "_admit_request", record_rows)
+    monkeypatch.setattr(ModelCache, "get_model", get_endless_model)
+    request = make_request(tiny_model, "bob", max_tokens=40)
+    run_beside_flood(
+        tiny_model, request, flood={"max_tokens": 150}, steps=140, monkeypatch=monkeypatch
+    )
+    assert 1 <= max(sizes) <= 2
+
+
+def test_stop_sequences_are_short(tiny_model):
+    with pytest.raises(InvalidField, match="256 characters"):
+        parse_stop_sequences(["x" * 257])
+    assert parse_stop_sequences(["x" * 256]) == ("x" * 256,)
+
+
+def test_a_base_model_that_cannot_be_loaded_is_not_loaded_again(monkeypatch, tmp_path):
+    loads = []
+
+    def fail_load(_cache, base, _busy):
+        loads.append(base)
+        raise ValueError("The weights are damaged.")
+
+    monkeypatch.setattr(ModelCache, "get_model", fail_load)
+    queue = RequestQueue()
+    requests = [make_request(tmp_path, "alice") for _ in range(3)]
+    for request in requests:
+        queue.submit_request(request)
+    threading.Thread(target=BatchScheduler(queue).run_forever, daemon=True).start()
+    ends = [wait_for_end(request) for request in requests]
+    assert loads.count(BaseRef(tmp_path)) == 1
+    assert [end.get("code") for end in ends] == [None, "broken_model", "broken_model"]

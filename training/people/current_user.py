@@ -14,9 +14,10 @@ SLOT_TIMEOUT_SECONDS = 30.0
 current_username: ContextVar[str] = ContextVar("current_username", default="")
 
 
-def hold_program_slot() -> AbstractContextManager[None]:
-    """Wait for a slot for a child program. In a request it is one of those for programs that the
-    user waits for; elsewhere one of those for background work, however long that takes.
+def hold_program_slot(memory_bytes: int) -> AbstractContextManager[None]:
+    """Wait for a slot for a child program with this limit of memory. In a request it is one of
+    those for programs that the user waits for; elsewhere one of those for background work, however
+    long that takes.
 
     Raises:
         SlotsBusy: in a request, no slot became free within SLOT_TIMEOUT_SECONDS.
@@ -24,5 +25,5 @@ def hold_program_slot() -> AbstractContextManager[None]:
     slots: ChildSlots = settings.CHILD_SLOTS
     username = current_username.get()
     if not username:
-        return slots.hold_background_slot(on_wait=lambda: None)
-    return slots.hold_interactive_slot(username, seconds=SLOT_TIMEOUT_SECONDS)
+        return slots.hold_background_slot(memory_bytes, on_wait=lambda: None)
+    return slots.hold_interactive_slot(username, memory_bytes, seconds=SLOT_TIMEOUT_SECONDS)

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import json
 import os
-import resource
 import select
 import sys
 from dataclasses import replace
@@ -41,7 +40,6 @@ with fast_imports():
     from training.engine.simulation.fake_step import SimulatedStep, load_model_config
 
 # Limit of the address space, including CUDA's libraries: a config.json may ask for any size
-MAX_MEMORY_BYTES = 16 * 2**30
 IDLE_TIMEOUT = 600  # Seconds; then the process ends and frees its 600 MB
 
 
@@ -163,7 +161,6 @@ def handle_request(line: str) -> dict[str, Any]:
 
 
 def main() -> None:
-    resource.setrlimit(resource.RLIMIT_AS, (MAX_MEMORY_BYTES, MAX_MEMORY_BYTES))
     torch.set_num_threads(1)
     os.nice(5)  # Training has priority
     while select.select([sys.stdin], [], [], IDLE_TIMEOUT)[0]:

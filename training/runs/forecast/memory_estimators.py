@@ -16,7 +16,7 @@ from typing import Any
 from django.conf import settings
 
 from training.catalog.metadata import read_json
-from training.child_process import RequestProcess
+from training.child_process import GIB, ProgramLimits, RequestProcess
 from training.engine.config import RunConfig
 from training.engine.files import write_atomically
 from training.engine.memory_estimator import MemoryEstimator, get_scaling_setting
@@ -27,6 +27,7 @@ from training.people.current_user import hold_program_slot
 # Increase it when the engine's steps or the estimator's JSON change, so that old files are ignored.
 CACHE_VERSION = 8
 TIMEOUT_SECONDS = 120
+LIMITS = ProgramLimits(address_space_bytes=8 * GIB, counted_bytes=2 * GIB)
 COMMON_SETTINGS = ("method", "precision", "optim", "gradient_checkpointing", "packing")
 # Settings of methods that do not change the memory of a step.
 MEMORY_NEUTRAL_SETTINGS = {
@@ -161,6 +162,7 @@ class EstimatorProcess(RequestProcess):
         super().__init__(
             "training.engine.simulation.forecast",
             max_seconds=TIMEOUT_SECONDS,
+            limits=LIMITS,
             environment={"CUDA_VISIBLE_DEVICES": ""},
         )
 
@@ -173,7 +175,8 @@ class EstimatorProcess(RequestProcess):
             SlotsBusy: too many programs run on this host.
         """
         try:
-            response = self.send_request(request, cwd=settings.BASE_DIR, slot=hold_program_slot())
+            with hold_program_slot(LIMITS.counted_bytes):
+                response = self.send_request(request, cwd=settings.BASE_DIR)
         except TimeoutError as error:
             raise SimulationBusy(
                 "Other memory simulations are running. Try again in a minute."

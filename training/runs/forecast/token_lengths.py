@@ -21,7 +21,7 @@ from django.conf import settings
 from numpy.typing import NDArray
 
 from training.catalog.models import BaseModel
-from training.child_process import run_child
+from training.child_process import GIB, ProgramLimits, run_child
 from training.child_slots import SlotsBusy
 from training.datasets.models import DatasetVersion
 from training.engine.batches import build_epoch_batches, get_sequence_length
@@ -35,6 +35,8 @@ from training.people.current_user import hold_program_slot
 MAX_MEASURED_ROWS = 20_000
 LENGTH_CHOICES = (128, 256, 512, 1024, 2048, 4096, 8192)  # of the data page
 TIMEOUT_SECONDS = 150
+PREVIEW_LIMITS = ProgramLimits(address_space_bytes=3 * GIB, counted_bytes=2 * GIB, cpu_seconds=20)
+MEASUREMENT_LIMITS = replace(PREVIEW_LIMITS, cpu_seconds=120)
 RETRY_AFTER_SECONDS = 600
 HISTOGRAM_BINS = 40
 TOKENIZER_FILES = (
@@ -136,12 +138,14 @@ def run_preview(request: dict[str, Any]) -> dict[str, Any]:
         UserError: the process reported an error, failed, or took longer than TIMEOUT_SECONDS.
     """
     try:
-        with hold_program_slot():
+        limits = PREVIEW_LIMITS if "rows" in request else MEASUREMENT_LIMITS
+        with hold_program_slot(limits.counted_bytes):
             completed = run_child(
                 "training.engine.data.preview",
                 stdin=json.dumps(request),
                 cwd=settings.BASE_DIR,
                 seconds=TIMEOUT_SECONDS,
+                limits=limits,
             )
     except subprocess.TimeoutExpired as error:
         raise UserError(

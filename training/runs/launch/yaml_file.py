@@ -4,23 +4,31 @@ request. No HTTP here.
 
 from __future__ import annotations
 
+import subprocess
 from collections.abc import Mapping
 from typing import Any
 
+from django.conf import settings
+
 from training.catalog.models import BaseModel
+from training.child_process import GIB, ProgramLimits, build_error, read_messages, run_child
 from training.datasets.models import Dataset, DatasetVersion
-from training.errors import NotFound, UserError, to_one_line
+from training.errors import NotFound, TooLarge, UserError, to_one_line
 from training.gpus.models import Pool
+from training.people.current_user import hold_program_slot
 from training.people.models import User
 from training.runs.forecast.target_device import get_default_pool
 from training.runs.launch.auto import AutoRequest
 from training.runs.launch.request import LaunchRequest
 from training.runs.launch.start_version import find_start_version
-from training.runs.launch.yaml_reader import MAX_CHARACTERS, dump_yaml, load_yaml
+from training.runs.launch.yaml_reader import MAX_CHARACTERS, dump_yaml
 from training.runs.models import Run
 from training.runs.queue.placement import Placement
 from training.runs.states import Priority
 
+TIMEOUT_SECONDS = 20.0
+LIMITS = ProgramLimits(address_space_bytes=GIB // 2, counted_bytes=GIB // 2, cpu_seconds=5)
+YAML_PROGRAM = "training.runs.launch.yaml_reader"
 KEYS = (
     "name",
     "model",
@@ -71,13 +79,37 @@ def is_plannable(request: Mapping[str, Any]) -> bool:
     return "auto" in request or "settings" in request
 
 
+def load_in_child(text: str) -> Any:
+    """The value of a YAML text, which a child program loads: PyYAML takes seconds for 64 kB."""
+    if len(text) > MAX_CHARACTERS:
+        raise TooLarge(f"The file has more than {MAX_CHARACTERS:,} characters.", field="file")
+    try:
+        with hold_program_slot(LIMITS.counted_bytes):
+            result = run_child(
+                YAML_PROGRAM,
+                cwd=settings.BASE_DIR,
+                seconds=TIMEOUT_SECONDS,
+                limits=LIMITS,
+                stdin=text,
+            )
+    except subprocess.TimeoutExpired as error:
+        raise UserError("Reading the file takes too long.", field="file") from error
+    for message in read_messages(result.stdout):
+        if "error" in message:
+            raise build_error(message)
+        return message["value"]
+    raise UserError("Reading the file takes too much time or memory.", field="file")
+
+
 def read_yaml(text: str) -> dict[str, Any]:
     """The file as a mapping with `model`, `data` and `settings`.
 
     Raises:
         UserError: see `load_yaml`; or it is not of this form.
+        TooLarge: longer than MAX_CHARACTERS.
+        SlotsBusy: too many programs run on this host.
     """
-    value = load_yaml(text)
+    value = load_in_child(text)
     if not isinstance(value, dict):
         raise UserError(
             f"The file must be a mapping with the keys {', '.join(KEYS)}.", field="file"

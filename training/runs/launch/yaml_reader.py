@@ -8,12 +8,15 @@ text, so a numeric setting refuses them. No HTTP and no ORM here.
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Hashable
 from typing import Any
 
 import yaml
 
-from training.errors import TooLarge, UserError
+from training import child_process
+from training.child_process import emit_message
+from training.errors import UserError
 from training.text_input import InvalidInput, check_value, parse_int
 
 MAX_CHARACTERS = 64_000
@@ -92,10 +95,7 @@ def load_yaml(text: str) -> Any:
     Raises:
         UserError: it is not valid YAML, or it has a value that cannot be stored. The message names
             the line or the field.
-        TooLarge: longer than MAX_CHARACTERS.
     """
-    if len(text) > MAX_CHARACTERS:
-        raise TooLarge(f"The file has more than {MAX_CHARACTERS:,} characters.", field="file")
     try:
         check_yaml_features(text)
         value = yaml.load(text, Loader)  # noqa: S506  a subclass of SafeLoader
@@ -108,6 +108,11 @@ def load_yaml(text: str) -> Any:
     except (yaml.YAMLError, RecursionError, ValueError) as error:
         raise UserError(f"The file is not valid YAML: {str(error)[:200]}", field="file") from error
     return value
+
+
+def main() -> None:
+    """Load the text on standard input and print its value as a message."""
+    emit_message(value=load_yaml(sys.stdin.read()))
 
 
 def check_yaml_features(text: str) -> None:
@@ -127,3 +132,7 @@ def check_yaml_features(text: str) -> None:
         depth += isinstance(token, START_TOKENS) - isinstance(token, END_TOKENS)
         if depth > MAX_DEPTH:
             raise UserError("The file is nested too deeply.", field="file", code="yaml_depth")
+
+
+if __name__ == "__main__":
+    sys.exit(child_process.main(main))
