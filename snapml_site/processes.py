@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -20,6 +21,50 @@ MANAGE_PY = str(settings.BASE_DIR / "manage.py")
 # A process that ran this long before it died is restarted without a delay.
 STABLE_SECONDS = 10.0
 MAX_RESTART_DELAY = 10.0
+# A process that does not answer for this long is stuck in one operation that holds Python's lock
+STUCK_SECONDS = 20.0
+HEALTH_CHECK_SECONDS = 3.0  # between two requests
+
+
+class HealthCheck:
+    """Asks a server on this host for `/health`. It never blocks, and has no thread because `up`
+    forks processes.
+    """
+
+    def __init__(self, port: int) -> None:
+        self.address = ("127.0.0.1", port)
+        self.connection: socket.socket | None = None
+        self.sent_at = 0.0
+
+    def is_stuck(self) -> bool:
+        """Whether the last request has not been answered for STUCK_SECONDS. Sends the next one."""
+        waited = time.monotonic() - self.sent_at
+        if self.connection is None:
+            if waited > HEALTH_CHECK_SECONDS:
+                self._send_request()
+            return False
+        try:
+            self.connection.recv(1)
+        except BlockingIOError:
+            return waited > STUCK_SECONDS
+        except OSError:
+            pass  # it has exited
+        self.close()
+        return False
+
+    def _send_request(self) -> None:
+        self.sent_at = time.monotonic()
+        try:  # the kernel accepts it, even if the process is stuck
+            self.connection = socket.create_connection(self.address, timeout=1.0)
+            self.connection.sendall(b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n")
+            self.connection.setblocking(False)
+        except OSError:
+            self.close()  # it is starting
+
+    def close(self) -> None:
+        if self.connection is not None:
+            self.connection.close()
+            self.connection = None
 
 
 class ManagedProcess:
@@ -34,11 +79,13 @@ class ManagedProcess:
         *,
         stop_timeout: float,
         environment: dict[str, str] | None = None,
+        health_check: HealthCheck | None = None,
     ) -> None:
         self.name = name
         self.command = command
         self.stop_timeout = stop_timeout
         self.environment = environment
+        self.health_check = health_check
         self.process: subprocess.Popen[bytes] | None = None
         self.started_at = 0.0
         self.restart_delay = 0.0
@@ -54,6 +101,15 @@ class ManagedProcess:
             start_new_session=True,
             preexec_fn=set_parent_death_signal,  # noqa: PLW1509 no threads yet
         )
+
+    def kill_if_stuck(self) -> None:
+        """Kill a process that does not answer, which ends its requests with an error."""
+        if self.process is None or self.health_check is None or not self.health_check.is_stuck():
+            return
+        sys.stderr.write(f"{self.name} does not respond; killing it.\n")
+        self.health_check.close()
+        os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
 
     def restart_if_dead(self) -> None:
         """Restart a dead process: at once the first time, then after 0.5, 1, 2... 10 s while it
@@ -111,13 +167,14 @@ def build_processes(
     if not has_own_inference:
         return [web, worker]
     inference_port = os.environ["INFERENCE_URL"].rsplit(":", 1)[1]
-    command = [sys.executable, "-m", "adapters.inference", inference_port]
-    environment = child_environment("INFERENCE_TOKEN")
-    return [
-        web,
-        worker,
-        ManagedProcess("inference", command, stop_timeout=10, environment=environment),
-    ]
+    inference = ManagedProcess(
+        "inference",
+        [sys.executable, "-m", "adapters.inference", inference_port],
+        stop_timeout=10,
+        environment=child_environment("INFERENCE_TOKEN"),
+        health_check=HealthCheck(int(inference_port)),
+    )
+    return [web, worker, inference]
 
 
 def acquire_lock() -> Any:

@@ -286,7 +286,9 @@ def test_sides_are_shuffled_and_stay_the_same_after_a_reload(alice, people, prom
 def test_a_weight_analysis_runs_once_and_is_stored(as_alice, pair, monkeypatch):
     calls = []
     monkeypatch.setattr(
-        weight_analysis, "run_program", lambda *args, **_: calls.append(args) or {"relative_change": {}}
+        weight_analysis,
+        "run_program",
+        lambda *args, **_limits: calls.append(args) or {"relative_change": {}},
     )
     data = {"v": [pair[1].pk, pair[0].pk]}
     assert as_alice.post("/adapters/compare/weights", data).json()["state"] == "waiting"

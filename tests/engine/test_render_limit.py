@@ -1,8 +1,10 @@
 """A chat template that loops or grows is stopped, wherever it is rendered."""
 
+import resource
 import threading
 import time
 
+import psutil
 import pytest
 
 from tests import tiny
@@ -17,6 +19,7 @@ GROWTH = (
     "{% set ns = namespace(text='x' * 1000) %}{% for a in range(999) %}"
     "{% set ns.text = ns.text ~ 'y' * 4000000 %}{% endfor %}{{ ns.text | length }}"
 )
+ALLOCATION = "{{ ('x' * 8000000000) | length }}"
 ROW = {"messages": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "ho"}]}
 
 
@@ -27,7 +30,9 @@ def short_limits(monkeypatch):
     monkeypatch.setattr(render_limit, "WATCH_SECONDS", 0.05)
 
 
-@pytest.mark.parametrize("template", [LOOP, GROWTH], ids=["loop", "growth"])
+@pytest.mark.parametrize(
+    "template", [LOOP, GROWTH, ALLOCATION], ids=["loop", "growth", "allocation"]
+)
 def test_a_template_that_loops_or_grows_is_an_error_of_the_model(short_limits, template):
     tokenizer = tiny.make_tokenizer(template)
     started = time.monotonic()
@@ -99,3 +104,18 @@ def test_a_limit_that_expires_around_many_short_renders_leaves_nothing_behind(mo
     monkeypatch.setattr(render_limit, "WATCH_SECONDS", 0.05)
     time.sleep(0.2)  # no exception arrives outside of a limit
     assert not render_limit.watchdog.limits
+
+
+def test_a_template_never_takes_much_memory_and_lifts_its_limit(short_limits):
+    before = psutil.Process().memory_info().rss
+    for template in (GROWTH, ALLOCATION):
+        with pytest.raises(DataError):
+            encode_row(tiny.make_tokenizer(template), ROW, max_length=99)
+    assert psutil.Process().memory_info().rss - before < 500 * 2**20
+    assert resource.getrlimit(resource.RLIMIT_AS)[0] == resource.RLIM_INFINITY
+
+
+@pytest.mark.parametrize("expression", ["1 / 0", "'x' * (2 ** 70)", "none.a.b"])
+def test_an_error_of_a_template_is_an_error_of_the_row(expression):
+    with raises_user_error(DataError, code="template_error"):
+        encode_row(tiny.make_tokenizer(f"{{{{ {expression} }}}}"), ROW, max_length=99)

@@ -311,9 +311,22 @@ def test_the_heartbeat_needs_a_valid_lease(run):
 @pytest.mark.django_db
 def test_an_engine_that_ignores_a_stop_request_gets_signals(run):
     run_supervisor = exited_supervisor(run, code=None, requested_action=RequestedAction.STOP)
+    run_supervisor.record.start_info = {"attempt": run_supervisor.record.attempt}
     run_supervisor.check_requests()
     run_supervisor.stop_requested_at = time.monotonic() - supervisor.STOP_TIMEOUT_SECONDS - 1
     run_supervisor.check_requests()
     run_supervisor.stop_requested_at = time.monotonic() - 2 * supervisor.STOP_TIMEOUT_SECONDS
     run_supervisor.check_requests()
     assert run_supervisor.engine.requests == ["save", signal.SIGTERM, signal.SIGKILL]
+
+
+@pytest.mark.django_db
+@pytest.mark.parametrize("action", [RequestedAction.STOP, RequestedAction.DISCARD])
+def test_an_engine_that_hangs_before_its_first_step_is_killed_soon_after_a_stop(run, action):
+    run_supervisor = exited_supervisor(run, code=None, requested_action=action)
+    run_supervisor.check_requests()
+    request = "discard" if action == RequestedAction.DISCARD else "save"
+    assert run_supervisor.engine.requests == [request]
+    run_supervisor.stop_requested_at = time.monotonic() - 15
+    run_supervisor.check_requests()
+    assert run_supervisor.engine.requests == [request, signal.SIGKILL]

@@ -139,4 +139,5 @@ def wait_until_up(address: str, stop_flag: StopFlag) -> bool:
 def supervise_processes(processes: list[ManagedProcess], stop_flag: StopFlag) -> None:
     while not stop_flag.wait(CHECK_INTERVAL):
         for child in processes:
+            child.kill_if_stuck()
             child.restart_if_dead()

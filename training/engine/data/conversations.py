@@ -27,6 +27,7 @@ from training.engine.data.render_limit import (
     MAX_ROW_SECONDS,
     RenderLimitExceeded,
     limit_render,
+    memory_limit,
 )
 from training.engine.data.template_checks import check_template_keeps_row
 
@@ -44,6 +45,16 @@ DEFAULT_TEMPLATE = (
 
 # Where a chat template may read the reasoning of a message, the usual name first
 REASONING_KEYS = ("reasoning_content", "thinking", "reasoning")
+# What the code of a template may raise
+TEMPLATE_ERRORS = (
+    TemplateError,
+    TypeError,
+    ValueError,
+    LookupError,
+    ArithmeticError,
+    AttributeError,
+    RecursionError,
+)
 # A private character of Unicode in place of a special token's first character
 ESCAPE = chr(0xF0000)
 
@@ -120,7 +131,7 @@ def render_messages(
     """
     messages, tools = prepare_messages(tokenizer, row["messages"][:message_count]), row.get("tools")
     try:
-        with limit_render():
+        with limit_render(), memory_limit:
             return str(
                 tokenizer.apply_chat_template(
                     messages,
@@ -129,9 +140,9 @@ def render_messages(
                     add_generation_prompt=add_generation_prompt,
                 )
             )
-    except RenderLimitExceeded as error:
+    except (RenderLimitExceeded, MemoryError) as error:
         raise TemplateTooSlow from error
-    except (TemplateError, TypeError, ValueError, KeyError) as error:
+    except TEMPLATE_ERRORS as error:
         raise DataError(
             "The model's chat template rejects the messages: "
             f"{str(error)[:200] or type(error).__name__}.",

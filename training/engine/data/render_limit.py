@@ -1,13 +1,15 @@
 """Limits the time and memory of rendering a chat template, which is code that came with the model.
 
 A thread watches the renders that take long and raises an exception in their thread. It stops loops
-in the template. It cannot interrupt one operation of C code, such as a large multiplication.
+in the template. It cannot interrupt one operation of C code, such as a large power: that holds up
+the process, which its parent then ends (snapml_site/processes.py, runs/worker/supervisor.py).
 """
 
 from __future__ import annotations
 
 import ctypes
 import os
+import resource
 import threading
 import time
 import weakref
@@ -16,7 +18,7 @@ from pathlib import Path
 MAX_SECONDS = 5.0  # for one render, which takes about 1 ms
 MAX_PROMPT_SECONDS = 10.0  # for a prompt of the inference server, which waits for it
 MAX_ROW_SECONDS = 60.0  # for a training row; each answer is rendered several times
-MAX_GROWTH_BYTES = 2**30  # of the process while the template is rendered
+MAX_GROWTH_BYTES = 2**30  # of the process's address space while the template is rendered
 WATCH_SECONDS = 0.2
 STATM = Path("/proc/self/statm")
 PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
@@ -54,13 +56,12 @@ class RenderLimit:
 
 class RenderWatchdog:
     """Raises RenderLimitExceeded in the threads whose limits are exceeded. The limits of a thread
-    are listed with the outermost first; the memory is the process's as the watchdog first saw it.
+    are listed with the outermost first.
     """
 
     def __init__(self) -> None:
         self.lock = threading.Lock()
         self.limits: dict[int, list[weakref.ref[RenderLimit]]] = {}
-        self.start_bytes: dict[int, int] = {}
         self.stopped: set[int] = set()
         self.has_limits = threading.Event()
         self.thread: threading.Thread | None = None
@@ -90,7 +91,7 @@ class RenderWatchdog:
             outer = [one for one in self._find_limits(thread_id) if one is not limit]
             self.limits[thread_id] = [weakref.ref(one) for one in outer]
             if not outer:
-                self._forget_thread(thread_id)
+                del self.limits[thread_id]
             was_stopped = thread_id in self.stopped
             self.stopped.discard(thread_id)
             if was_stopped:
@@ -104,17 +105,16 @@ class RenderWatchdog:
             with self.lock:
                 for thread_id in list(self.limits):
                     if not self._find_limits(thread_id):
-                        self._forget_thread(thread_id)
+                        del self.limits[thread_id]
                 if not self.limits:
                     self.has_limits.clear()
                     continue
-                now, used_bytes = time.monotonic(), read_memory_bytes()
+                now = time.monotonic()
                 for thread_id in self.limits:
                     deadline = min(
                         (limit.deadline for limit in self._find_limits(thread_id)), default=now
                     )
-                    start_bytes = self.start_bytes.setdefault(thread_id, used_bytes)
-                    if now > deadline or used_bytes - start_bytes > MAX_GROWTH_BYTES:
+                    if now > deadline:
                         # Again and again: the template's environment swallows some exceptions
                         self.stopped.add(thread_id)
                         raise_in_thread(thread_id, RenderLimitExceeded)
@@ -124,10 +124,6 @@ class RenderWatchdog:
         found = [ref() for ref in self.limits.get(thread_id, [])]
         return [limit for limit in found if limit is not None]
 
-    def _forget_thread(self, thread_id: int) -> None:
-        self.limits.pop(thread_id, None)
-        self.start_bytes.pop(thread_id, None)
-
 
 def raise_in_thread(thread_id: int, error: type[Exception] | None) -> None:
     """Raise an exception in another thread at its next Python instruction; None withdraws it."""
@@ -135,20 +131,50 @@ def raise_in_thread(thread_id: int, error: type[Exception] | None) -> None:
     ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread_id), argument)
 
 
-def read_memory_bytes() -> int:
-    """The resident memory of this process; 0 if the system does not say."""
-    try:
-        text = STATM.read_text()
-    except OSError:
-        return 0
-    return int(text.split()[1]) * PAGE_BYTES
+class MemoryLimit:
+    """Limits what this process allocates inside `with`, in all its threads, to MAX_GROWTH_BYTES:
+    more is a MemoryError, also of a single operation. Outside the limit of its parent is in force.
+    """
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.count = 0
+        self.outer_limit = resource.RLIM_INFINITY
+
+    def __enter__(self) -> None:
+        with self.lock:
+            self.count += 1
+            if self.count > 1:
+                return
+            self.outer_limit, hard_limit = resource.getrlimit(resource.RLIMIT_AS)
+            limit = read_address_space_bytes() + MAX_GROWTH_BYTES
+            if self.outer_limit != resource.RLIM_INFINITY:
+                limit = min(limit, self.outer_limit)
+            resource.setrlimit(resource.RLIMIT_AS, (limit, hard_limit))
+
+    def __exit__(self, *_exception: object) -> None:
+        while True:
+            try:
+                with self.lock:
+                    self.count = max(0, self.count - 1)
+                    if not self.count:
+                        _limit, hard_limit = resource.getrlimit(resource.RLIMIT_AS)
+                        resource.setrlimit(resource.RLIMIT_AS, (self.outer_limit, hard_limit))
+                break
+            except RenderLimitExceeded:
+                continue
+
+
+def read_address_space_bytes() -> int:
+    return int(STATM.read_text().split()[0]) * PAGE_BYTES
 
 
 watchdog = RenderWatchdog()
+memory_limit = MemoryLimit()
 
 
 def limit_render(seconds: float | None = None) -> RenderLimit:
-    """Limit the code inside `with` to this time (MAX_SECONDS) and MAX_GROWTH_BYTES.
+    """Limit the code inside `with` to this time (MAX_SECONDS).
 
     Raises:
         RenderLimitExceeded: it needed more.

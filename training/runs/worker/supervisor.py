@@ -52,6 +52,8 @@ MEMORY_CHECK_SECONDS = 2.0
 # A stop request waits for the current step and a checkpoint before the engine gets SIGTERM
 STOP_TIMEOUT_SECONDS = 120.0
 KILL_TIMEOUT_SECONDS = 30.0  # from SIGTERM to SIGKILL
+# Before the first step there is nothing to save, and a chat template may never end
+SETUP_STOP_TIMEOUT_SECONDS = 8.0
 MAX_RETRY_DELAY_SECONDS = 16
 KILLED = "killed"
 
@@ -227,10 +229,18 @@ class RunSupervisor:
                 "discard" if requested_action == RequestedAction.DISCARD else "save"
             )
         waited = time.monotonic() - self.stop_requested_at
-        if waited > STOP_TIMEOUT_SECONDS + KILL_TIMEOUT_SECONDS:
+        if (
+            requested_action in (RequestedAction.STOP, RequestedAction.DISCARD)
+            and (waited > SETUP_STOP_TIMEOUT_SECONDS and not self.has_progress())
+        ) or waited > STOP_TIMEOUT_SECONDS + KILL_TIMEOUT_SECONDS:
             self.engine.send_signal(signal.SIGKILL)
         elif waited > STOP_TIMEOUT_SECONDS:
             self.request_checkpoint_and_exit()
+
+    def has_progress(self) -> bool:
+        """Whether the engine has started to train, or a checkpoint of an earlier attempt exists."""
+        has_started = self.record.start_info.get("attempt") == self.record.attempt
+        return has_started or bool(list_checkpoint_steps(self.record))
 
     def request_checkpoint_and_exit(self) -> None:
         """Send SIGTERM once: the engine saves a checkpoint after its current step and exits, to be
