@@ -27,6 +27,7 @@ import django
 from daphne import http_protocol
 from daphne.cli import CommandLineInterface
 from daphne.server import Server
+from daphne.ws_protocol import WebSocketFactory
 from twisted.internet.task import LoopingCall
 
 django.setup()
@@ -39,6 +40,7 @@ from django.http import HttpRequest  # noqa: E402
 
 from adapters.inference.openai_http import error_body  # noqa: E402
 from snapml_site.api import problem_body  # noqa: E402
+from snapml_site.limited_web_socket import LimitedWebSocket  # noqa: E402
 from snapml_site.spooled_body import SpooledFile  # noqa: E402
 from training.errors import TooLarge, UserError  # noqa: E402
 from training.people.tokens import find_token  # noqa: E402
@@ -265,8 +267,7 @@ async def wait_until_writable(protocol: Any) -> None:
     if isinstance(protocol, LimitedRequest):
         await protocol.can_write.wait()
         return
-    # Of a WebSocket: Twisted still pauses the HTTP channel that it came from
-    while getattr(protocol.transport, "producerPaused", False):
+    while protocol.is_write_paused:
         await asyncio.sleep(SOCKET_POLL_SECONDS)
 
 
@@ -274,5 +275,6 @@ if __name__ == "__main__":
     # Twisted spools to files; /tmp may be in memory
     tempfile.tempdir = settings.FILE_UPLOAD_TEMP_DIR
     http_protocol.WebRequest = LimitedRequest
+    WebSocketFactory.protocol = LimitedWebSocket
     CommandLineInterface.server_class = WaitingServer
     CommandLineInterface.entrypoint()

@@ -12,6 +12,7 @@ import time
 import psutil
 import pytest
 
+from benchmarks.web_sockets import open_socket
 from tests.running_site import ROOT, find_free_port
 from tests.user_errors import assert_mentions
 
@@ -272,3 +273,46 @@ def test_an_upload_that_pauses_or_crawls_is_ended(env):
         command, cwd=ROOT, env=env, check=True, capture_output=True, text=True
     ).stdout
     assert output.strip() == "00110"
+
+
+SESSION_CODE = """
+from django.contrib.auth import BACKEND_SESSION_KEY, HASH_SESSION_KEY, SESSION_KEY
+from django.contrib.sessions.backends.db import SessionStore
+from training.people.models import User
+user = User.objects.create_user("socket", password="x")
+session = SessionStore()
+session[SESSION_KEY] = str(user.pk)
+session[BACKEND_SESSION_KEY] = "django.contrib.auth.backends.ModelBackend"
+session[HASH_SESSION_KEY] = user.get_session_auth_hash()
+session.save()
+print(session.session_key)
+"""
+
+
+@pytest.fixture(scope="module")
+def session(env):
+    return run_shell(env, SESSION_CODE).strip()
+
+
+@pytest.mark.parametrize("kind", ["pings", "messages"])
+def test_a_socket_that_is_flooded_and_never_read_is_ended(port, session, server_process, kind):
+    connection = open_socket(port, session, buffer_bytes=4096)
+    connection.settimeout(30)
+    opcode, payload = (0x89, b"x" * 125) if kind == "pings" else (0x81, b" " * 4096)
+    size = bytes([0x80 | 125]) if kind == "pings" else bytes([0x80 | 126]) + b"\x10\x00"
+    frame = bytes([opcode]) + size + bytes(4) + payload  # masked with zeros
+    before, sent = server_process.memory_info().rss, 0
+    with pytest.raises(OSError):
+        while sent < 200 * MIB:
+            connection.sendall(frame * 500)
+            sent += 500 * len(frame)
+    connection.close()
+    assert server_process.memory_info().rss - before < 30 * MIB
+
+
+def test_a_client_that_reads_gets_its_pongs(port, session):
+    connection = open_socket(port, session)
+    connection.settimeout(10)
+    connection.sendall(bytes([0x89, 0x84]) + bytes(4) + b"ping")
+    assert connection.recv(6) == bytes([0x8A, 4]) + b"ping"
+    connection.close()
