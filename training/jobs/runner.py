@@ -25,7 +25,6 @@ from django.db import (
     transaction,
 )
 from django.db.models import F, Q
-from django.db.models.functions import Coalesce
 from django.utils import timezone
 
 from training.child_process import (
@@ -102,34 +101,31 @@ def waiting_jobs(lane: Lane) -> models.QuerySet[Job]:
 
 
 def claim_next(lane: Lane) -> Job | None:
-    for job_id in order_by_share(waiting_jobs(lane), lane)[: 4 * lane.size]:
+    for job_id in order_by_fair_share(waiting_jobs(lane), lane)[: 4 * lane.size]:
         job = claim_job(job_id, lane)
         if job is not None:
             return job
     return None
 
 
-def order_by_share(jobs: models.QuerySet[Job], lane: Lane) -> models.QuerySet[Job, int]:
+def order_by_fair_share(jobs: models.QuerySet[Job], lane: Lane) -> list[int]:
     """The ids of waiting jobs in the order in which they start: first those of the owner with the
     fewest running jobs and the longest wait since the last one, so that no owner delays the others.
     """
-    started = (
-        Job.objects.filter(kind__in=lane.kind_names, owner=models.OuterRef("owner"))
-        .exclude(state=JobState.WAITING)
-        .order_by()
-        .values("owner")
-    )
-    running = started.filter(state=JobState.RUNNING).annotate(count=models.Count("pk"))
-    return (
-        jobs.annotate(
-            owner_running=Coalesce(models.Subquery(running.values("count")), 0),
-            owner_last=models.Subquery(
-                started.annotate(last=models.Max("heartbeat_at")).values("last")
-            ),
+    started = Job.objects.filter(kind__in=lane.kind_names).exclude(state=JobState.WAITING)
+    by_owner = (
+        started.order_by()
+        .values_list("owner")
+        .annotate(
+            running=models.Count("pk", filter=Q(state=JobState.RUNNING)),
+            last=models.Max("heartbeat_at"),
         )
-        .order_by("owner_running", F("owner_last").asc(nulls_first=True), "run_after", "pk")
-        .values_list("pk", flat=True)
     )
+    shares = {
+        owner: (running, last.timestamp() if last else 0.0) for owner, running, last in by_owner
+    }
+    waiting = jobs.order_by("run_after", "pk").values_list("pk", "owner")
+    return [pk for pk, owner in sorted(waiting, key=lambda job: shares.get(job[1], (0, 0.0)))]
 
 
 def claim_job(job_id: int, lane: Lane) -> Job | None:

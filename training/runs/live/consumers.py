@@ -4,8 +4,8 @@ Client: `{"type": "sub", "run", "cursor", "points"}`, `{"type": "ack", "run", "s
     `{"type": "unsub", "run"}`.
 
 Server: `snap`, then one `delta` after another (messages.py). Each run has at most one
-unacknowledged frame, whatever the client subscribes to again, and all of a socket's have at most
-MAX_UNACKED_BYTES; meanwhile the server keeps only a cursor. A slow browser therefore costs no
+unacknowledged frame, whatever the client subscribes to again. A frame is sent only while fewer than
+MAX_UNACKED_BYTES of the socket are unacknowledged; meanwhile the server keeps only a cursor. A slow browser therefore costs no
 memory: it gets larger deltas, not more of them.
 """
 
@@ -36,7 +36,7 @@ MAX_SUBSCRIPTIONS = 50
 MAX_SOCKETS_PER_USER = 20
 MAX_MESSAGES_PER_SECOND = 10
 MAX_MESSAGE_CHARACTERS = 4096
-MAX_UNACKED_BYTES = 4 * 2**20  # then no frame is sent; one frame has less than 4 MiB
+MAX_UNACKED_BYTES = 4 * 2**20  # a frame has less than 4 MiB, so a socket has less than 8 MiB
 ACK_SECONDS = 30.0
 CHECK_SECONDS = 30.0
 POINTS = (10, 2000)

@@ -113,13 +113,13 @@ class RunSupervisor:
             if message is None:
                 raise
             # The engine has no heartbeat any more. Another run may get the device only when it is
-            # dead.
-            self.engine.send_signal(signal.SIGKILL)
-            killed_at = time.monotonic()
-            while self.engine.is_alive():
-                if time.monotonic() - killed_at > KILL_TIMEOUT_SECONDS:
-                    raise
-                time.sleep(JOURNAL_POLL_SECONDS)
+            # dead. Its own disk may have room for a checkpoint, if the database is on another one.
+            for signal_number in (signal.SIGTERM, signal.SIGKILL):
+                self.engine.send_signal(signal_number)
+                if self.wait_for_exit(KILL_TIMEOUT_SECONDS):
+                    break
+            else:
+                raise
             self.release_run(
                 state=State.FAILED,
                 failure=Outcome.DISK_FULL,
@@ -127,6 +127,15 @@ class RunSupervisor:
                 finished_at=Now(),
                 phase="",
             )
+
+    def wait_for_exit(self, seconds: float) -> bool:
+        """Whether the engine has exited within this time."""
+        deadline = time.monotonic() + seconds
+        while self.engine.is_alive():
+            if time.monotonic() > deadline:
+                return False
+            time.sleep(JOURNAL_POLL_SECONDS)
+        return True
 
     def follow_engine(self) -> None:
         """Start the engine or take it over, and follow it until it has exited."""
