@@ -17,9 +17,9 @@ from training.text_input import InvalidInput, check_value, clean_value
 THINK_END_PATTERN = re.compile(
     r"</(?:\w+:)?(?:think\w*|reason\w*|thought\w*)>|\[/THINK\]|<\|END_THINKING\|>|◁/think▷"
 )
-# gpt-oss writes reasoning, calls and the answer as channels; these marks are none of their text
+# gpt-oss writes reasoning, calls and the answer as channels; these tags are not part of their text
 HARMONY_TAGS = ("<|channel|>analysis<|message|>", "<|end|>")
-HARMONY_FRAMES = (
+HARMONY_CHANNEL_TAGS = (
     "<|start|>assistant",
     "<|channel|>final",
     "<|channel|>commentary",
@@ -93,18 +93,18 @@ class AnswerFormat:
     max_calls: int | None = None
 
     @property
-    def frames(self) -> tuple[str, ...]:
+    def channel_tags(self) -> tuple[str, ...]:
         """Marks around the text of an answer, which are left out."""
-        return HARMONY_FRAMES if self.reasoning_tags == HARMONY_TAGS else ()
+        return HARMONY_CHANNEL_TAGS if self.reasoning_tags == HARMONY_TAGS else ()
 
     @property
-    def marks(self) -> list[str]:
+    def tags(self) -> list[str]:
         """The texts that must not be dropped as special tokens."""
-        marks = [*(self.reasoning_tags or ()), *self.frames]
+        tags = [*(self.reasoning_tags or ()), *self.channel_tags]
         if self.calls is None:
-            return marks
+            return tags
         around = [self.calls.before_name, self.calls.closing, self.calls.section_closing]
-        return [*marks, *around, self.calls.before_arguments]
+        return [*tags, *around, self.calls.before_arguments]
 
 
 @dataclass
@@ -133,14 +133,14 @@ def is_reasoning_open(prompt: str, tags: tuple[str, str]) -> bool:
 
 
 def parse_answer(text: str, answer_format: AnswerFormat, *, is_final: bool) -> ParsedAnswer:
-    """Split an answer into reasoning, text and tool calls. Text that may become a mark or a call is
+    """Split an answer into reasoning, text and tool calls. Text that may become a tag or a call is
     left out until the answer `is_final`; what is no call then is text.
     """
     reasoning, rest = split_reasoning(text, answer_format, is_final=is_final)
-    for frame in answer_format.frames:
-        rest = rest.replace(frame, "")
+    for tag in answer_format.channel_tags:
+        rest = rest.replace(tag, "")
     if not is_final:
-        rest = hold_back(rest, answer_format.frames)
+        rest = hold_back(rest, answer_format.channel_tags)
     if answer_format.calls is None:
         return ParsedAnswer(reasoning, rest)
     content, calls = split_calls(rest, answer_format, is_final=is_final)
@@ -170,11 +170,11 @@ def split_calls(
     """The text of an answer without its tool calls, and these."""
     call_format = answer_format.calls
     assert call_format is not None, "only for requests with tools"
-    marker = call_format.first_text
+    tag = call_format.first_text
     parts: list[str] = []
     calls: list[ToolCall] = []
     position = searched = 0
-    while (start := text.find(marker, searched)) >= 0:
+    while (start := text.find(tag, searched)) >= 0:
         parsed = read_calls(text, start, answer_format)
         before = clean_between(text[position:start], calls)
         if call_format.section_opening:
@@ -186,13 +186,13 @@ def split_calls(
             calls += parsed[0]
             position = searched = parsed[1]
         elif is_final or is_no_call(text, start, call_format):
-            searched = start + len(marker)
+            searched = start + len(tag)
         else:
             return "".join([*parts, before]).rstrip(), calls
     rest = text[position:]
     if not is_final:
         closings = (call_format.closing, call_format.section_closing)
-        rest = hold_back(rest, (marker, call_format.start_tag, *closings)).rstrip()
+        rest = hold_back(rest, (tag, call_format.start_tag, *closings)).rstrip()
         if not call_format.opening:  # perhaps the start of a list of calls
             rest = rest.removesuffix("[").rstrip()
     content = "".join([*parts, clean_between(rest, calls)])
@@ -237,16 +237,16 @@ def read_calls(
     calls, end = parsed
     names = {tool["function"]["name"] for tool in answer_format.tools}
     if not call_format.opening and not all(call["function"]["name"] in names for call in calls):
-        return None  # without a mark, other JSON looks the same
+        return None  # without a tag, other JSON looks the same
     for closing in (call_format.closing, call_format.section_closing):
         end = skip_tag(text, end, closing)
     return calls, end
 
 
-def skip_tag(text: str, start: int, marker: str) -> int:
-    """Where the text goes on after `start`: behind the mark, if it comes there after whitespace."""
+def skip_tag(text: str, start: int, tag: str) -> int:
+    """Where the text goes on after `start`: behind the tag, if it comes there after whitespace."""
     begin = len(text) - len(text[start:].lstrip())
-    return begin + len(marker) if marker and text.startswith(marker, begin) else start
+    return begin + len(tag) if tag and text.startswith(tag, begin) else start
 
 
 def read_json_calls(text: str, begin: int) -> tuple[list[ToolCall], int] | None:
@@ -306,7 +306,7 @@ def find_schema(tools: Collection[dict[str, Any]], name: str) -> dict[str, Any]:
 
 
 def parse_parameters(text: str, schema: dict[str, Any]) -> dict[str, Any]:
-    """The arguments in `<parameter=key>` marks."""
+    """The arguments in `<parameter=key>` tags."""
     properties = schema.get("properties")
     properties = properties if isinstance(properties, dict) else {}
     return {
@@ -401,16 +401,16 @@ def to_tool_call(value: Any) -> ToolCall | None:
     }
 
 
-def hold_back(text: str, marks: Collection[str]) -> str:
-    """The text without an end that may become one of the marks."""
-    return text[: len(text) - longest_prefix_at_end(text, marks)]
+def hold_back(text: str, tags: Collection[str]) -> str:
+    """The text without an end that may become one of the tags."""
+    return text[: len(text) - longest_prefix_at_end(text, tags)]
 
 
-def longest_prefix_at_end(text: str, marks: Collection[str]) -> int:
-    """Length of the longest end of `text` that is the start of a mark."""
-    longest = min(max(map(len, marks), default=1) - 1, len(text))
+def longest_prefix_at_end(text: str, tags: Collection[str]) -> int:
+    """Length of the longest end of `text` that is the start of a tag."""
+    longest = min(max(map(len, tags), default=1) - 1, len(text))
     for size in range(longest, 0, -1):
         end = text[-size:]
-        if any(len(mark) > size and mark.startswith(end) for mark in marks):
+        if any(len(tag) > size and tag.startswith(end) for tag in tags):
             return size
     return 0

@@ -135,7 +135,7 @@ def separate_calls(pair: str, call_format: CallFormat) -> CallFormat | None:
     before_name, kind = call_format.before_name, call_format.kind
     middle = pair[find_call_end(pair, call_format) : pair.find(PROBE_NAMES[1])]
     shared = count_equal_characters(middle[::-1], before_name[::-1])
-    if shared < len(before_name):  # a shared end may start inside a mark
+    if shared < len(before_name):  # a shared end may start inside a tag
         tag_start = TAG_START_PATTERN.search(before_name, len(before_name) - shared)
         shared = len(before_name) - tag_start.start() if tag_start else 0
     section, start = before_name[: len(before_name) - shared], before_name[-shared:]
@@ -157,7 +157,7 @@ def separate_calls(pair: str, call_format: CallFormat) -> CallFormat | None:
 
 
 def find_call_end(text: str, call_format: CallFormat) -> int:
-    """Where the first rendered call ends, without its closing mark."""
+    """Where the first rendered call ends, without its closing tag."""
     name_end = text.find(PROBE_NAME) + len(PROBE_NAME)
     if call_format.kind == "xml":
         return text.find(XML_CLOSING, name_end) + len(XML_CLOSING)

@@ -128,9 +128,9 @@ def get_dropped_ids(loaded_model: LoadedModel, answer_format: AnswerFormat) -> f
     """The special tokens that are left out of the text: all but those that mark reasoning and tool
     calls.
     """
-    marks = "".join(answer_format.marks)
+    tags = "".join(answer_format.tags)
     return frozenset(
-        token_id for token_id, text in loaded_model.special_tokens.items() if text not in marks
+        token_id for token_id, text in loaded_model.special_tokens.items() if text not in tags
     )
 
 
@@ -138,7 +138,7 @@ def send_text(loaded_model: LoadedModel, sequence: ActiveSequence, *, is_final: 
     """Send the new text, reasoning and tool calls. Returns True if a stop sequence ended the
     answer.
 
-    Text at the end that may become a stop sequence, a mark or a tool call is sent later.
+    Text at the end that may become a stop sequence, a tag or a tool call is sent later.
     """
     answer_format = sequence.request.answer_format
     ids = [token for token in sequence.ids if token not in sequence.dropped_ids]

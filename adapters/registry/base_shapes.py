@@ -30,7 +30,7 @@ def find_weight_name(module: str, names: Collection[str], part: str = "weight") 
     """
     prefix = next((one for name, one in OMITTED_PREFIXES.items() if name in names), "")
     if module != HEAD and not module.startswith(prefix):
-        return None  # the inner model calls it so, as GPT2Model does
+        return None  # a name of the inner model, such as GPT2Model's
     name = f"{module.removeprefix(prefix)}.{part}"
     if name in names or module != HEAD or part != "weight":
         return name if name in names else None

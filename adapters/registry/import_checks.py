@@ -322,7 +322,7 @@ def check_config_values(config: Mapping[str, Any]) -> None:
 
 
 def check_size(value: Any, name: str, max_size: int) -> None:
-    """Raises UserError: the value is no whole number from 1 to `max_size`."""
+    """Raises UserError: the value is not an integer from 1 to `max_size`."""
     if type(value) is not int or not 1 <= value <= max_size:
         raise UserError(
             f"adapter_config.json sets {name} to {str(value)[:40]}; it must be an integer from "
@@ -333,7 +333,7 @@ def check_size(value: Any, name: str, max_size: int) -> None:
 
 
 def check_alpha(value: Any, name: str) -> None:
-    """Raises UserError: the value is no number above 0, up to MAX_ALPHA."""
+    """Raises UserError: the value is not a number above 0, up to MAX_ALPHA."""
     if type(value) not in (int, float) or not 0 < value <= MAX_ALPHA:
         raise UserError(
             f"adapter_config.json sets {name} to {str(value)[:40]}; it must be a number above "

@@ -45,7 +45,7 @@ def build_target_fields(
         "model": f"{file_stem(version)}-{version.pk}",
         "snapml": {
             **get_model_location(version, use_merged=use_merged),
-            "user": user.username if user else "",
+            "user": get_username(user),
         },
     }
 
@@ -59,9 +59,14 @@ def build_base_target_fields(
         "snapml": {
             "base": str(base.folder),
             "quantized": quantized,
-            "user": user.username if user else "",
+            "user": get_username(user),
         },
     }
+
+
+def get_username(user: User | None) -> str:
+    """The name for which requests are counted; those of SnapML itself have an empty one."""
+    return user.username if user else ""
 
 
 @asynccontextmanager

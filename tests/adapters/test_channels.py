@@ -40,7 +40,7 @@ def test_each_channel_is_a_field_of_the_message(text, reasoning, content, calls)
     assert get_calls(answer) == calls
 
 
-def test_the_marks_are_kept_although_they_are_special_tokens():
-    marks = "".join(make_format(TEMPLATE).marks)
-    assert all(mark in marks for mark in ("<|start|>", "<|channel|>", "<|message|>", "<|end|>"))
-    assert "<|start|>" not in "".join(make_format(tiny.TEMPLATE).marks)
+def test_the_tags_are_kept_although_they_are_special_tokens():
+    tags = "".join(make_format(TEMPLATE).tags)
+    assert all(tag in tags for tag in ("<|start|>", "<|channel|>", "<|message|>", "<|end|>"))
+    assert "<|start|>" not in "".join(make_format(tiny.TEMPLATE).tags)

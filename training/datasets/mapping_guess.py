@@ -360,7 +360,7 @@ def may_decide_answer(sample: Sequence[Record], mapping: ColumnMapping, name: st
 
 
 def is_part_name(name: str) -> bool:
-    """Whether the column has the name of a part that is no prompt or answer, such as `context`."""
+    """Whether the column is named like a part besides prompt and answer, such as `context`."""
     return any(name.strip().lower() in PART_ALIASES[part] for part in PART_QUESTIONS)
 
 

@@ -202,9 +202,13 @@ def parse_event(line: bytes) -> dict[str, Any]:
     """Raises BrokenJournal: the line is not an event with a number, a kind and a time."""
     try:
         event: dict[str, Any] = json.loads(line)
-        kinds = type(event["seq"]), type(event["kind"]), isinstance(event["time"], int | float)
+        is_event = (
+            type(event["seq"]) is int
+            and isinstance(event["kind"], str)
+            and isinstance(event["time"], int | float)
+        )
+        if not is_event:
+            raise ValueError("seq, kind or time has another type")
     except (ValueError, LookupError, TypeError, RecursionError) as error:
         raise BrokenJournal(f"The journal is damaged: {line[:40]!r} is not an event.") from error
-    if kinds != (int, str, True):
-        raise BrokenJournal(f"The journal is damaged: {line[:40]!r} is not an event.")
     return event

@@ -68,7 +68,7 @@ class Run(Owned, Stored):
     moved_up_at = models.DateTimeField(null=True)  # when it became the first of its owner's runs
     # Position, reason and estimated start while it waits (queue/queue_info.py)
     queue_info: models.JSONField[dict[str, Any], dict[str, Any]] = models.JSONField(default=dict)
-    queue_info_at = models.DateTimeField(null=True)  # when a worker last found it to be true
+    queue_info_at = models.DateTimeField(null=True)  # when a worker last checked queue_info
     queued_at = models.DateTimeField()
     not_before = models.DateTimeField(null=True)
     started_at = models.DateTimeField(null=True)

@@ -361,7 +361,7 @@ def encode_conversation(
         text,
         partial(render_messages, tokenizer),
         # Templates cut the reasoning out of earlier answers, which then have no span to train
-        answers=answers[-1:] if train_on_prompt else answers,
+        trained_indices=answers[-1:] if train_on_prompt else answers,
     )
     token_ids, token_starts = tokenize_rendered(tokenizer, text)
     ids, starts = np.asarray(token_ids, dtype=np.int64), np.asarray(token_starts, dtype=np.int64)

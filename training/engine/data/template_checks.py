@@ -19,15 +19,14 @@ CHANGE = "-changed"  # appended to a value to see whether the template uses it
 
 
 def check_template_keeps_row(
-    row: dict[str, Any], text: str, render: Render, *, answers: Collection[int] = ()
+    row: dict[str, Any], text: str, render: Render, *, trained_indices: Collection[int] = ()
 ) -> None:
-    """`text` is the rendered row. The messages with the indices `answers` are trained, so they are
-    kept from their first character, which may be the tag of reasoning.
+    """`text` is the rendered row. `trained_indices` are the messages that are trained. Of these the
+    beginning is checked as well, because templates cut `<think>` out of it.
 
     Raises:
         DataError: the template drops a message, a tool call, its arguments, or the tools.
     """
-
     messages = row["messages"]
 
     def is_dropped(**changes: Any) -> bool:
@@ -43,11 +42,13 @@ def check_template_keeps_row(
         changed[index] = messages[index] | changes
         return is_dropped(messages=changed)
 
-    tested = render_sentinels(row, render) if any(map(is_often_dropped, messages)) else ""
+    sentinel_text = render_sentinels(row, render) if any(map(may_be_dropped, messages)) else ""
     for index, message in enumerate(messages):
         is_dropped_here = partial(is_change_dropped, index)
-        check_calls(message, index, (text, tested), is_dropped_here)
-        check_content(message, index, (text, tested), is_dropped_here, is_answer=index in answers)
+        check_calls(message, index, text, sentinel_text, is_dropped_here)
+        check_content(
+            message, index, text, sentinel_text, is_dropped_here, is_answer=index in trained_indices
+        )
     if row.get("tools") and is_dropped(tools=None):
         raise DataError(
             "The model's chat template drops the tools. Use a model whose template supports tools, "
@@ -60,23 +61,25 @@ def check_template_keeps_row(
 def check_content(
     message: dict[str, Any],
     index: int,
-    texts: tuple[str, str],
+    text: str,
+    sentinel_text: str,
     is_change_dropped: Callable[..., bool],
     *,
     is_answer: bool,
 ) -> None:
-    """`texts` are the rendered row without and with sentinels. An answer is kept from its first
-    character on.
+    """`text` is the rendered row, and `sentinel_text` the one with sentinels. An answer is kept
+    from its first character on.
 
     Raises:
         DataError: the template drops the content of the message.
     """
-    text, tested = texts
     content = message.get("content") or ""
     if not content.strip():
         return
     is_in_text = content.strip() in text
-    is_rendered = make_sentinel(index) in tested or (is_in_text and not is_often_dropped(message))
+    is_rendered = make_sentinel(index) in sentinel_text or (
+        is_in_text and not may_be_dropped(message)
+    )
     is_dropped = not is_rendered and is_change_dropped(content=content + CHANGE)
     if is_answer and not is_in_text:
         is_dropped = is_dropped or is_change_dropped(content=CHANGE + content)
@@ -90,7 +93,7 @@ def check_content(
         )
 
 
-def is_often_dropped(message: dict[str, Any]) -> bool:
+def may_be_dropped(message: dict[str, Any]) -> bool:
     """Whether templates drop such messages, so that a short text may be found by chance."""
     return message["role"] in ("system", "tool") or "tool_calls" in message
 
@@ -106,15 +109,15 @@ def render_sentinels(row: dict[str, Any], render: Render) -> str:
     """
     messages = []
     for index, message in enumerate(row["messages"]):
-        marked = {**message}
+        with_sentinels = {**message}
         if (message.get("content") or "").strip():
-            marked["content"] = message["content"] + make_sentinel(index)
+            with_sentinels["content"] = message["content"] + make_sentinel(index)
         if "tool_calls" in message:
-            marked["tool_calls"] = [
+            with_sentinels["tool_calls"] = [
                 add_sentinel(call, make_sentinel(index, number))
                 for number, call in enumerate(message["tool_calls"])
             ]
-        messages.append(marked)
+        messages.append(with_sentinels)
     try:
         return render(row | {"messages": messages})
     except TemplateTooSlow:
@@ -133,21 +136,21 @@ def add_sentinel(call: dict[str, Any], sentinel: str) -> dict[str, Any]:
 def check_calls(
     message: dict[str, Any],
     index: int,
-    texts: tuple[str, str],
+    text: str,
+    sentinel_text: str,
     is_change_dropped: Callable[..., bool],
 ) -> None:
-    """`texts` are the rendered row without and with sentinels.
+    """`text` is the rendered row, and `sentinel_text` the one with sentinels.
 
     Raises:
         DataError: the template drops a tool call of the message, or its arguments.
     """
-    text, tested = texts
     calls = message.get("tool_calls", [])
     for number, call in enumerate(calls):
         changed = [*calls]
         changed[number] = add_sentinel(call, CHANGE)
         name = call["function"]["name"]
-        is_rendered = name in text and make_sentinel(index, number) in tested
+        is_rendered = name in text and make_sentinel(index, number) in sentinel_text
         if not is_rendered and (name not in text or is_change_dropped(tool_calls=changed)):
             raise DataError(
                 f"The model's chat template drops the tool call `{name[:80]}` (message "

@@ -157,8 +157,8 @@ def take_step(session: Session) -> Event:
 
 def save_checkpoint(session: Session, *, is_final: bool) -> Iterator[Event]:
     """Write a checkpoint of this step unless it exists. The first full disk is a warning; the
-    second in a row ends the run, and so does one when this is the attempt's final checkpoint:
-    without it, steps or the adapter would be lost although the run says that it ended well.
+    second in a row, or one at the attempt's final checkpoint, ends the run. Otherwise it would
+    report success although steps or the adapter are lost.
     """
     if session.saved_step == session.step or session.step == 0:
         return

@@ -141,7 +141,7 @@ def prepare_session(config: RunConfig, run_dir: Path, attempt: int) -> Iterator[
         plan=plan_steps([len(row) for row in encoded.rows], config),
     )
     yield "memory", {"moment": "load", "step": 0, **meter.read_memory()}
-    start_fields = describe_start(session) | encoded.row_facts
+    start_fields = describe_start(session) | encoded.row_counts
     yield (
         "start",
         {"attempt": attempt, "chat_template": template, "parameters": parameters, **start_fields},
@@ -157,14 +157,14 @@ def prepare_session(config: RunConfig, run_dir: Path, attempt: int) -> Iterator[
 
 
 class EncodedData(NamedTuple):
-    """`rows` and `eval_rows` have trained tokens. `row_facts` has the numbers of the excluded
+    """`rows` and `eval_rows` have trained tokens. `row_counts` has the numbers of the excluded
     rows, and counts empty and truncated ones.
     """
 
     rows: list[EncodedRow]
     eval_rows: list[EncodedRow]
     raw_eval_rows: list[dict[str, Any]]
-    row_facts: dict[str, int | str]
+    row_counts: dict[str, int | str]
 
 
 def encode_data(tokenizer: Any, config: RunConfig) -> Generator[Event, None, EncodedData]:
@@ -187,14 +187,14 @@ def encode_data(tokenizer: Any, config: RunConfig) -> Generator[Event, None, Enc
         for row, encoded_row in zip(raw_eval_rows, encoded_eval, strict=True)
         if encoded_row is not None
     ]
-    row_facts: dict[str, int | str] = {
+    row_counts: dict[str, int | str] = {
         "excluded_row_count": encoded.count(None),
         "excluded_rows": format_excluded_rows(encoded),
         "excluded_eval_rows": format_excluded_rows(encoded_eval),
         "truncated_rows": sum(row.truncated_tokens > 0 for row in rows),
         "empty_rows": sum(not row.trained_tokens for row in rows),
     }
-    if row_facts["excluded_row_count"] and not row_facts["excluded_rows"]:
+    if row_counts["excluded_row_count"] and not row_counts["excluded_rows"]:
         message = "Too many rows are left out to list their numbers in the run's config."
         yield "log", {"level": "warning", "text": message}
     rows = [row for row in rows if row.trained_tokens]
@@ -205,7 +205,7 @@ def encode_data(tokenizer: Any, config: RunConfig) -> Generator[Event, None, Enc
             field="max_length",
         )
     eval_rows = [row for row in encoded_eval if row is not None and row.trained_tokens]
-    return EncodedData(rows, eval_rows, raw_eval_rows, row_facts)
+    return EncodedData(rows, eval_rows, raw_eval_rows, row_counts)
 
 
 def format_excluded_rows(encoded: Sequence[EncodedRow | None]) -> str:

@@ -4,9 +4,9 @@ Client: `{"type": "sub", "run", "cursor", "points"}`, `{"type": "ack", "run", "s
     `{"type": "unsub", "run"}`.
 
 Server: `snap`, then one `delta` after another (messages.py). Each run has at most one
-unacknowledged frame, whatever the client subscribes to again. A frame is sent only while fewer than
-MAX_UNACKED_BYTES of the socket are unacknowledged; meanwhile the server keeps only a cursor. A slow browser therefore costs no
-memory: it gets larger deltas, not more of them.
+unacknowledged frame, whatever the client subscribes to again. A frame is sent only while fewer
+than MAX_UNACKED_BYTES of the socket are unacknowledged; meanwhile the server keeps only a cursor.
+A slow browser therefore costs no memory: it gets larger deltas, not more of them.
 """
 
 from __future__ import annotations

@@ -21,11 +21,11 @@ from training.gpus.scheduling.state import NO_TEAM, Decision, PoolState, Waiting
 from training.runs.forecast.target_device import get_default_pool
 from training.runs.models import Run
 from training.runs.queue import durations
-from training.runs.queue.lock_share import LockShare
+from training.runs.queue.write_throttle import WriteThrottle
 from training.runs.signals import run_queued
 from training.runs.states import ACTIVE, UNFINISHED, RequestedAction, State
 
-passes_share = LockShare()
+admission_throttle = WriteThrottle()
 
 
 def has_open_runs() -> bool:
@@ -42,7 +42,7 @@ def admit_runs() -> list[int]:
 
     The caller notifies their workers after the commit.
     """
-    with passes_share.hold():
+    with admission_throttle.atomic():
         # One pass at a time, over the devices and runs as they are now
         audit.acquire_advisory_lock("admission")
         requeue_lost_runs()

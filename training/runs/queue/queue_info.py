@@ -19,7 +19,7 @@ from training.gpus.scheduling.wait_messages import explain_queue, format_block_r
 from training.runs.models import Run
 from training.runs.queue import durations
 from training.runs.queue.admission import build_pool_state, get_waiting_runs, run_admission_pass
-from training.runs.queue.lock_share import LockShare
+from training.runs.queue.write_throttle import WriteThrottle
 from training.runs.states import State
 
 # The next estimate of start times is due after this many times the duration of the last one
@@ -55,7 +55,7 @@ class EtaThrottle:
 
 
 eta_throttle = EtaThrottle()
-batches_share = LockShare()
+queue_info_throttle = WriteThrottle()
 
 
 def refresh_queue() -> None:
@@ -114,11 +114,11 @@ def save_wait_reasons(changed: Sequence[Run], unchanged: Sequence[int], now: dat
     allocated_runs = Allocation.objects.filter(released_at=None).values("run_id")
     queued = Run.objects.filter(state=State.QUEUED, lease_token="").exclude(pk__in=allocated_runs)
     for batch in batched(changed, BATCH_RUNS):
-        with batches_share.hold():
+        with queue_info_throttle.atomic():
             queued.bulk_update(batch, ["queue_info", "queue_info_at"])
             queued.filter(pk__in=[run.pk for run in batch]).update(revision=F("revision") + 1)
     for pks in batched(unchanged, BATCH_RUNS):
-        with batches_share.hold():
+        with queue_info_throttle.atomic():
             queued.filter(pk__in=pks).update(queue_info_at=now)
 
 

@@ -3,8 +3,8 @@
 import pytest
 from django.db import connection
 
-from training.runs.queue import lock_share
-from training.runs.queue.lock_share import MAX_PAUSE_SECONDS, LockShare
+from training.runs.queue import write_throttle
+from training.runs.queue.write_throttle import MAX_PAUSE_SECONDS, WriteThrottle
 
 pytestmark = [
     pytest.mark.django_db,
@@ -27,7 +27,7 @@ class FakeClock:
 @pytest.fixture
 def clock(monkeypatch):
     clock = FakeClock()
-    monkeypatch.setattr(lock_share, "time", clock)
+    monkeypatch.setattr(write_throttle, "time", clock)
     return clock
 
 
@@ -35,20 +35,20 @@ def clock(monkeypatch):
     ("held", "between", "pause"), [(2, 0, 2), (2, 0.5, 1.5), (2, 9, 0), (60, 0, MAX_PAUSE_SECONDS)]
 )
 def test_the_next_transaction_waits_as_long_as_the_last_one_took(clock, held, between, pause):
-    share = LockShare()
-    with share.hold():
+    throttle = WriteThrottle()
+    with throttle.atomic():
         clock.now += held
     clock.now += between
-    with share.hold():
+    with throttle.atomic():
         pass
     assert clock.pauses == [0, pause]
 
 
 def test_a_transaction_that_fails_counts_too(clock):
-    share = LockShare()
-    with pytest.raises(ValueError), share.hold():
+    throttle = WriteThrottle()
+    with pytest.raises(ValueError), throttle.atomic():
         clock.now += 3
         raise ValueError
-    with share.hold():
+    with throttle.atomic():
         pass
     assert clock.pauses == [0, 3]

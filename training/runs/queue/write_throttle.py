@@ -11,7 +11,7 @@ from django.db import connection, transaction
 MAX_PAUSE_SECONDS = 5.0
 
 
-class LockShare:
+class WriteThrottle:
     """Before each transaction, waits as long as the last one held the lock. SQLite's
     waiters poll for it, so without a pause a launch waits behind all of the transactions. Other
     databases have no such lock.
@@ -21,8 +21,8 @@ class LockShare:
         self._free_at = 0.0
 
     @contextmanager
-    def hold(self) -> Iterator[None]:
-        """A transaction."""
+    def atomic(self) -> Iterator[None]:
+        """A transaction that starts only after a pause as long as the last one held the lock."""
         if connection.vendor == "sqlite":
             time.sleep(max(0.0, self._free_at - time.monotonic()))
         with transaction.atomic():
