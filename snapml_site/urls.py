@@ -7,6 +7,7 @@ from django.views.decorators.http import require_safe
 
 from snapml_site import context_processors
 from snapml_site.api import api
+from snapml_site.middleware import PASSWORD_PAGE
 from training.errors import NotAllowed
 from training.people.requests import AuthenticatedRequest
 
@@ -22,11 +23,20 @@ def show_status_bar(request: AuthenticatedRequest) -> HttpResponse:
     return render(request, "_status_bar.html", context_processors.build_status_bar(request.user))
 
 
+@require_safe
 def enter_admin(request: AuthenticatedRequest) -> HttpResponse:
     """Replaces the sign-in page of the admin site, which does not count wrong passwords."""
     if not admin.site.has_permission(request):
         raise NotAllowed("The admin site is for admins.")
     return redirect("admin:index")
+
+
+@require_safe
+def change_admin_password(_request: AuthenticatedRequest) -> HttpResponse:
+    """Replaces the password page of the admin site, which does not count wrong passwords and leaves
+    `must_change_password` set.
+    """
+    return redirect(PASSWORD_PAGE)
 
 
 def build_api_urls() -> tuple[list[URLPattern | URLResolver], str, str]:
@@ -50,6 +60,7 @@ urlpatterns = [
     path("", include("adapters.urls")),
     path("api/v1/", build_api_urls()),
     path("admin/login/", enter_admin, name="admin-login"),
+    path("admin/password_change/", change_admin_password, name="admin-password"),
     path("admin/", admin.site.urls),
     path("health", health, name="health"),
     path("status-bar", show_status_bar, name="status-bar"),

@@ -102,6 +102,7 @@ SHARED = {
     "deployment-new",
     "benchmark-new",
     "password",
+    "admin-password",
     "account",
     "token-new",
     "token-revoke",
@@ -390,7 +391,7 @@ def test_path_traversal_is_not_found(as_alice, path):
 
 @pytest.mark.parametrize(
     "name",
-    sorted((OWNED | SHARED | LEADING | ADMINS) - POSTED - {"admin-login"}),
+    sorted((OWNED | SHARED | LEADING | ADMINS) - POSTED),
 )
 def test_a_page_that_only_shows_something_takes_no_post(client, people, things, name):
     client.force_login(people["admin"])
