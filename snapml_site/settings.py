@@ -10,7 +10,7 @@ for larger installations.
 | SNAPML_DISK_QUOTA_GIB | disk of a user without a quota of their own, in GiB | half the disk |
 | SNAPML_MODEL_FOLDERS | folders from which admins may register models, colon-separated | none |
 | SNAPML_WEBHOOK_HOSTS | private hosts that webhooks may reach, comma-separated | none |
-| SNAPML_PROXIES | addresses of reverse proxies on other hosts, comma-separated | none |
+| SNAPML_PROXIES | addresses and networks of reverse proxies, comma-separated | none |
 | SNAPML_MAX_CRASHES | crashes in a row without a new checkpoint until a run fails | 3 |
 | SNAPML_MAX_PROGRAMS | child programs on a host at the same time, besides one for pages | cores |
 | SNAPML_MAX_PROGRAM_MEMORY_GIB | memory of all child programs of a host, in GiB | half the RAM |
@@ -19,6 +19,7 @@ for larger installations.
 | INFERENCE_URL, INFERENCE_TOKEN | an OpenAI-compatible server | set by `manage.py up` |
 """
 
+import ipaddress
 import os
 import secrets
 from pathlib import Path
@@ -26,6 +27,7 @@ from pathlib import Path
 import dj_database_url
 import plotly
 from csp.constants import NONCE, NONE, SELF
+from django.core.exceptions import ImproperlyConfigured
 from huey import Huey, RedisHuey
 from huey.serializer import SignedSerializer
 
@@ -255,8 +257,20 @@ BUILTIN_MODEL = os.environ.get("SNAPML_BUILTIN_MODEL", "1") == "1"
 # Hosts with private addresses that webhooks may reach
 WEBHOOK_HOSTS = [h for h in os.environ.get("SNAPML_WEBHOOK_HOSTS", "").split(",") if h]
 
-# Their X-Forwarded-For is trusted, as that of a proxy on this host
-PROXIES = [p.strip() for p in os.environ.get("SNAPML_PROXIES", "").split(",") if p.strip()]
+
+def parse_networks(name: str) -> list[ipaddress.IPv4Network | ipaddress.IPv6Network]:
+    """The addresses and networks in a variable of the environment."""
+    parts = [part.strip() for part in os.environ.get(name, "").split(",")]
+    try:
+        return [ipaddress.ip_network(part) for part in parts if part]
+    except ValueError as error:
+        raise ImproperlyConfigured(
+            f"{name}: {error}. Write addresses or networks, separated by commas: "
+            "127.0.0.1, 10.0.0.0/8."
+        ) from error
+
+
+PROXIES = parse_networks("SNAPML_PROXIES")  # Only their X-Forwarded-For is trusted
 
 # Crashes of an engine in a row without a new checkpoint until its run fails as a crash loop
 MAX_CRASHES = int(os.environ.get("SNAPML_MAX_CRASHES", "3"))

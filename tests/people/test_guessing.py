@@ -1,6 +1,10 @@
 """Passwords are guessed slowly, one user cannot lock out the others, and names are not revealed."""
 
+import ipaddress
+import os
 import re
+import subprocess
+import sys
 
 import pytest
 from django.contrib.auth.hashers import MD5PasswordHasher
@@ -12,7 +16,7 @@ from training.people.requests import get_client_address
 pytestmark = pytest.mark.django_db
 PASSWORD = "a-long-word-1"
 STRANGER = {"REMOTE_ADDR": "198.51.100.7"}
-PROXIED = {"REMOTE_ADDR": "127.0.0.1"}
+LOOPBACK = {"REMOTE_ADDR": "127.0.0.1"}
 
 
 def sign_in(client, name, password, **environment):
@@ -36,12 +40,15 @@ def test_many_people_may_sign_in_from_one_address(client, people):
         assert sign_in(client, "alice", PASSWORD, **STRANGER) == 302
 
 
-def test_a_stranger_behind_the_same_proxy_does_not_lock_out_others(client, people):
-    for number in range(120):
-        sign_in(client, f"user-{number}", "guess", **PROXIED)
-    assert sign_in(client, "alice", PASSWORD, **PROXIED) == 302
+@pytest.fixture
+def proxies(settings):
+    networks = ("127.0.0.1", "::1", "10.0.0.0/8", "2001:db8:1::/48")
+    settings.PROXIES = [ipaddress.ip_network(network) for network in networks]
+
+
+def test_a_stranger_behind_a_proxy_locks_out_no_other_address(client, people, proxies):
     stranger, other = (
-        {**PROXIED, "HTTP_X_FORWARDED_FOR": address} for address in ("198.51.100.7", "192.0.2.1")
+        {**LOOPBACK, "HTTP_X_FORWARDED_FOR": address} for address in ("198.51.100.7", "192.0.2.1")
     )
     for _ in range(11):
         code = sign_in(client, "alice", "guess", **stranger)
@@ -49,21 +56,70 @@ def test_a_stranger_behind_the_same_proxy_does_not_lock_out_others(client, peopl
     assert sign_in(client, "alice", PASSWORD, **other) == 302
 
 
+def test_a_stranger_behind_an_unknown_proxy_locks_out_only_a_name(client, people):
+    for number in range(120):
+        sign_in(client, f"user-{number}", "guess", **LOOPBACK)
+    assert sign_in(client, "alice", PASSWORD, **LOOPBACK) == 302
+    for number in range(11):
+        code = sign_in(client, "bob", "guess", **LOOPBACK, HTTP_X_FORWARDED_FOR=f"192.0.2.{number}")
+    assert code == 429
+    assert sign_in(client, "alice", PASSWORD, **LOOPBACK) == 302
+
+
+def test_a_client_with_a_whole_ipv6_network_is_counted_as_one(client, people):
+    for number in range(11):
+        address = {"REMOTE_ADDR": f"2001:db8:5:6::{number}"}
+        code = sign_in(client, "alice", "guess", **address)
+    assert code == 429
+
+
 @pytest.mark.parametrize(
     ("remote", "header", "address"),
     [
         ("198.51.100.7", "192.0.2.1", "198.51.100.7"),
         ("127.0.0.1", "1.1.1.1, 192.0.2.1", "192.0.2.1"),
-        ("::1", "2001:db8::1", "2001:db8::1"),
+        ("::1", "2001:db8::1", "2001:db8::/64"),
         ("10.0.0.5", "192.0.2.1", "192.0.2.1"),
+        ("10.0.0.5", "1.1.1.1, 192.0.2.1, 10.0.0.6,10.9.9.9", "192.0.2.1"),
+        ("10.0.0.5", "192.0.2.1, 2001:db8:1::7", "192.0.2.1"),
+        ("10.0.0.5", "192.0.2.1, unknown, 10.0.0.6", ""),
+        ("10.0.0.5", "192.0.2.1,", ""),
+        ("10.0.0.5", "127.0.0.2", ""),
+        ("10.0.0.5", "10.0.0.6", ""),
+        ("10.0.0.5", "192.0.2.1:4711", "192.0.2.1"),
+        ("10.0.0.5", "[2001:db8::1]:4711", "2001:db8::/64"),
+        ("10.0.0.5", "[2001:db8::1]", "2001:db8::/64"),
+        ("10.0.0.5", "fe80::1%eth0", "fe80::/64"),
+        ("10.0.0.5", "::ffff:192.0.2.1", "192.0.2.1"),
+        ("10.0.0.5", "[::1", ""),
+        ("10.0.0.5", "x" * 9000, ""),
+        ("::ffff:10.0.0.5", "192.0.2.1", "192.0.2.1"),
+        ("::ffff:198.51.100.7", "192.0.2.1", "198.51.100.7"),
         ("127.0.0.1", "", ""),
+        ("127.0.0.2", "192.0.2.1", ""),
         ("", "192.0.2.1", ""),
     ],
 )
-def test_the_address_is_read_only_from_a_trusted_proxy(settings, remote, header, address):
-    settings.PROXIES = ["10.0.0.5"]
+def test_the_address_is_read_only_from_a_trusted_proxy(proxies, remote, header, address):
     request = RequestFactory().get("/", REMOTE_ADDR=remote, HTTP_X_FORWARDED_FOR=header)
     assert get_client_address(request) == address
+
+
+@pytest.mark.parametrize("remote", ["127.0.0.1", "::1", "::ffff:127.0.0.1"])
+def test_a_loopback_address_that_is_not_configured_is_unknown(settings, remote):
+    settings.PROXIES = []
+    request = RequestFactory().get("/", REMOTE_ADDR=remote, HTTP_X_FORWARDED_FOR="192.0.2.1")
+    assert get_client_address(request) == ""
+
+
+@pytest.mark.parametrize("value", ["nginx", "10.0.0.1/8", "10.0.0.0/33"])
+def test_a_proxy_that_is_no_address_stops_the_start_and_is_named(tmp_path, value):
+    environment = {**os.environ, "SNAPML_HOME": str(tmp_path), "SNAPML_PROXIES": f"::1, {value}"}
+    command = [sys.executable, "-c", "import snapml_site.settings"]
+    start = subprocess.run(command, env=environment, check=False, capture_output=True, text=True)
+    assert start.returncode != 0
+    last_line = start.stderr.strip().splitlines()[-1]
+    assert "SNAPML_PROXIES" in last_line and value in last_line
 
 
 def test_a_known_and_an_unknown_name_give_the_same_page_after_the_same_work(

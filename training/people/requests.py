@@ -20,20 +20,41 @@ class AuthenticatedRequest(HttpRequest):
 
 
 def get_client_address(request: HttpRequest) -> str:
-    """The address of the client. A proxy on this host, or at one of SNAPML_PROXIES, appends the
-    client's address to `X-Forwarded-For`; without it the address is unknown and empty.
+    """The address for which a client's attempts count; of IPv6 the network, since a client has all
+    addresses of its /64. Empty if it is unknown.
+
+    Each of SNAPML_PROXIES appends its peer to `X-Forwarded-For`, so the list is read from the right
+    up to the first address that is no proxy. A loopback address is that of a proxy that is not
+    configured: it stands for all clients.
     """
-    address = str(request.META.get("REMOTE_ADDR") or "")
-    if not (address in settings.PROXIES or is_loopback(address)):
-        return address
-    return str(request.META.get("HTTP_X_FORWARDED_FOR", "")).rpartition(",")[2].strip()[:64]
+    forwarded = str(request.META.get("HTTP_X_FORWARDED_FOR", ""))
+    for hop in (str(request.META.get("REMOTE_ADDR", "")), *reversed(forwarded.split(","))):
+        address = parse_address(hop)
+        if address is None or not any(address in network for network in settings.PROXIES):
+            break
+    else:
+        return ""
+    if address is None or address.is_loopback:
+        return ""
+    if address.version == 6:
+        return str(ipaddress.ip_network((address, 64), strict=False))
+    return str(address)
 
 
-def is_loopback(address: str) -> bool:
+def parse_address(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
+    """Parse the address of a hop, which may have brackets, a port and a zone. Returns None if there
+    is no address.
+    """
+    host = text.strip()
+    if host.startswith("["):
+        host = host[1:].partition("]")[0]
+    elif host.count(":") == 1:
+        host = host.partition(":")[0]
     try:
-        return ipaddress.ip_address(address).is_loopback
+        address = ipaddress.ip_address(host.partition("%")[0])
     except ValueError:
-        return False
+        return None
+    return getattr(address, "ipv4_mapped", None) or address
 
 
 def parse_int_or_zero(text: str) -> int:
