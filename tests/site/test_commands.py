@@ -10,7 +10,7 @@ from django.core.management import CommandError, call_command
 
 from snapml_site.management.commands import up
 from tests.running_site import ROOT
-from training.people.models import User
+from training.people.models import Team, User
 
 
 def test_make_alone_lists_the_targets():
@@ -47,6 +47,17 @@ def test_the_person_command_adds_a_user_with_a_one_time_password_and_a_team(clie
     assert answer.request["PATH_INFO"] == "/account/password"
     with pytest.raises(CommandError, match="already exists"):
         call_command("person", "dora")
+
+
+@pytest.mark.django_db
+def test_the_person_command_keeps_a_team_that_somebody_creates_meanwhile(monkeypatch):
+    def create_meanwhile(_team):
+        Team.objects.create(name="Voice", max_disk_bytes=10**9)
+
+    monkeypatch.setattr(Team, "clean_fields", create_meanwhile)
+    call_command("person", "dora", team="Voice")
+    team = User.objects.get(username="dora").teams.get()
+    assert (team.name, team.max_disk_bytes) == ("Voice", 10**9)
 
 
 STORM = """

@@ -6,6 +6,7 @@ import hashlib
 import secrets
 from datetime import datetime, timedelta
 
+from django.db import transaction
 from django.db.models import Case, Q, QuerySet, When
 from django.utils import timezone
 
@@ -45,20 +46,22 @@ def create_token(
     if days is not None and not 1 <= days <= MAX_DAYS:
         raise UserError(f"days must be between 1 and {MAX_DAYS:,}.", field="days")
     now = timezone.now()
-    if user.tokens.filter(is_valid_at(now)).count() >= MAX_TOKENS:
-        raise Conflict(
-            f"You have {MAX_TOKENS} tokens. Revoke one that you no longer need.",
-            code="too_many_tokens",
-        )
     secret = TOKEN_PREFIX + secrets.token_urlsafe(32)
-    token = ApiToken.objects.create(
-        user=user,
-        name=to_one_line(name)[:80] or "token",
-        scope=scope,
-        digest=hash_secret(secret),
-        hint=secret[-4:],
-        expires_at=None if days is None else now + timedelta(days=days),
-    )
+    with transaction.atomic():
+        User.objects.select_for_update().get(pk=user.pk)  # serializes the count of the tokens
+        if user.tokens.filter(is_valid_at(now)).count() >= MAX_TOKENS:
+            raise Conflict(
+                f"You have {MAX_TOKENS} tokens. Revoke one that you no longer need.",
+                code="too_many_tokens",
+            )
+        token = ApiToken.objects.create(
+            user=user,
+            name=to_one_line(name)[:80] or "token",
+            scope=scope,
+            digest=hash_secret(secret),
+            hint=secret[-4:],
+            expires_at=None if days is None else now + timedelta(days=days),
+        )
     return token, secret
 
 

@@ -19,6 +19,7 @@ from typing import Any
 
 import httpx
 from django.conf import settings
+from django.db import transaction
 from django.db.models import QuerySet
 
 from training.errors import NotFound, TooLarge, UserError
@@ -45,13 +46,15 @@ class UnreachableAddress(UserError):
 
 def add_webhook(user: User, url: str) -> Webhook:
     """Raises UnreachableAddress: not a public address. TooLarge: the user has MAX_WEBHOOKS."""
-    if user.webhooks.count() >= MAX_WEBHOOKS:
-        raise TooLarge(
-            f"You already have {MAX_WEBHOOKS} webhooks, the maximum. Remove one first.",
-            field="url",
-        )
     resolve_host(parse_url(url.strip()))
-    return Webhook.objects.create(user=user, url=url.strip()[:500], secret=create_secret())
+    with transaction.atomic():
+        User.objects.select_for_update().get(pk=user.pk)  # serializes the count of the webhooks
+        if user.webhooks.count() >= MAX_WEBHOOKS:
+            raise TooLarge(
+                f"You already have {MAX_WEBHOOKS} webhooks, the maximum. Remove one first.",
+                field="url",
+            )
+        return Webhook.objects.create(user=user, url=url.strip()[:500], secret=create_secret())
 
 
 def remove_webhook(user: User, webhook_id: int) -> None:

@@ -28,7 +28,8 @@ class Command(CheckedCommand):
         user = User.objects.filter(username=name).first()
         if user is not None and not team_name:
             raise CommandError(f"User {name} already exists. --team TEAM adds them to a team.")
-        team = find_or_build_team(team_name) if team_name else None
+        if team_name:
+            Team(name=team_name).clean_fields()  # before the user is added
         if user is None:
             password = secrets.token_urlsafe(9)
             user = User(
@@ -41,18 +42,7 @@ class Command(CheckedCommand):
             user.set_password(password)
             user.save()
             self.stdout.write(f"{name} signs in with the one-time password {password}")
-        if team:
-            team.save()
+        if team_name:
+            team, _ = Team.objects.get_or_create(name=team_name)
             add_member(user, team)
             self.stdout.write(f"{name} is in team {team_name}.")
-
-
-def find_or_build_team(name: str) -> Team:
-    """The team of this name, or a new one that is not saved. Raises ValidationError: the name is
-    too long.
-    """
-    team = Team.objects.filter(name=name).first()
-    if team is None:
-        team = Team(name=name)
-        team.full_clean()
-    return team
