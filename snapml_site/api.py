@@ -31,6 +31,7 @@ from training.text_input import check_text, parse_json
 from training.webhooks.api import router as webhooks
 
 log = logging.getLogger("snapml.api")
+UNAUTHENTICATED_MESSAGE = "Sign in, or send a valid token as `Authorization: Bearer TOKEN`."
 
 
 class TokenAuth(HttpBearer):
@@ -52,6 +53,15 @@ class PageAuth(SessionAuth):
     """Session authentication for the browser, with CSRF checks on unsafe methods. Users who must
     change a one-time password are not authenticated.
     """
+
+    def __call__(self, request: HttpRequest) -> Any:
+        """Without a session, or with a token, which then decides alone, the answer is a 401 and not
+        the 403 of the CSRF check.
+        """
+        scheme = request.headers.get("Authorization", "").partition(" ")[0]
+        if scheme.lower() == TokenAuth.openapi_scheme or not request.user.is_authenticated:
+            return None
+        return super().__call__(request)
 
     def authenticate(self, request: HttpRequest, key: str | None) -> Any:
         user = request.user
@@ -160,9 +170,7 @@ def on_validation_error(request: HttpRequest, error: ValidationError) -> HttpRes
 
 @api.exception_handler(AuthenticationError)
 def on_unauthenticated(request: HttpRequest, _error: AuthenticationError) -> HttpResponse:
-    return problem_response(
-        request, "Sign in, or send a valid token as `Authorization: Bearer TOKEN`.", 401
-    )
+    return problem_response(request, UNAUTHENTICATED_MESSAGE, 401)
 
 
 @api.exception_handler(Http404)

@@ -9,6 +9,7 @@ import json
 
 import pytest
 from django.core.files.uploadedfile import SimpleUploadedFile
+from django.test import Client
 
 from snapml_site.api import api
 from training.people.tokens import create_token
@@ -275,15 +276,28 @@ def test_a_read_only_token_cannot_change_anything(client, alice, things, operati
 
 @pytest.mark.parametrize("operation", sorted(o for o in MATRIX if not o.startswith("get")))
 def test_a_session_cookie_without_csrf_token_is_rejected(people, things, operation):
-    from django.test import Client
-
     client = Client(enforce_csrf_checks=True)
     client.force_login(people["alice"])
     assert call_operation(client, operation, things, "").status_code == 403
 
 
 @pytest.mark.parametrize("operation", sorted(MATRIX))
-def test_an_invalid_token_is_rejected(client, things, operation):
-    answer = call_operation(client, operation, things, "snapml_wrong")
-    assert answer.status_code == 401
-    assert answer.json()["error"]["message"].startswith("Sign in")
+def test_an_invalid_token_is_rejected(people, things, operation):
+    for is_signed_in in (False, True):
+        client = Client(enforce_csrf_checks=True)
+        if is_signed_in:
+            client.force_login(people["alice"])
+        answer = call_operation(client, operation, things, "snapml_wrong")
+        assert answer.status_code == 401
+        assert answer.json()["error"]["message"].startswith("Sign in")
+
+
+def test_a_change_without_token_and_session_is_a_401(db):
+    client = Client(enforce_csrf_checks=True)
+    client.cookies["snapml_session"] = "ended"
+    assert client.post("/api/v1/runs", {}, content_type="application/json").status_code == 401
+
+
+def test_a_session_works_behind_a_proxy_with_basic_authentication(as_alice):
+    header = {"HTTP_AUTHORIZATION": "Basic YTpi"}
+    assert as_alice.get("/api/v1/people/me", **header).status_code == 200
