@@ -39,7 +39,7 @@ from django.db import close_old_connections  # noqa: E402
 from django.http import HttpRequest  # noqa: E402
 
 from adapters.inference.openai_http import error_body  # noqa: E402
-from snapml_site.api import problem_body  # noqa: E402
+from snapml_site.api import UNAUTHENTICATED_MESSAGE, problem_body  # noqa: E402
 from snapml_site.limited_web_socket import LimitedWebSocket  # noqa: E402
 from snapml_site.spooled_body import SpooledFile  # noqa: E402
 from training.errors import TooLarge, UserError  # noqa: E402
@@ -64,11 +64,11 @@ SEND_TIMEOUT, SOCKET_POLL_SECONDS = 300.0, 0.05
 database_thread = ThreadPoolExecutor(1)
 
 
-class UploadRefused(UserError):
-    """Too many uploads are in progress, or this one is too slow."""
+class UploadRejected(UserError):
+    """Nobody is signed in, too many uploads are in progress, or this one is too slow."""
 
     def __init__(self, message: str, *, status: HTTPStatus) -> None:
-        super().__init__(message, code="upload_refused")
+        super().__init__(message, code="upload_rejected")
         self.status = status
 
 
@@ -97,7 +97,7 @@ class LimitedRequest(http_protocol.WebRequest):  # type: ignore[misc]
     received = 0
     started_at = last_chunk_at = 0.0
     is_complete = is_rejected = False
-    refusal: UserError = TooLarge("The request is too large.")
+    rejection: UserError = TooLarge("The request is too large.")
     limit = MAX_FORM_BYTES
     content_types: Sequence[bytes] = ()
     active_uploads: ClassVar[dict[object, int]] = {}  # by request: the user's id
@@ -114,10 +114,10 @@ class LimitedRequest(http_protocol.WebRequest):  # type: ignore[misc]
             try:
                 self.start_upload()
             except UserError as error:
-                self.refusal = error
+                self.rejection = error
             except Exception:
                 log.exception("An upload could not be authenticated.")
-                self.refusal = UploadRefused(
+                self.rejection = UploadRejected(
                     "The server is busy. Try again in a minute.",
                     status=HTTPStatus.SERVICE_UNAVAILABLE,
                 )
@@ -129,14 +129,14 @@ class LimitedRequest(http_protocol.WebRequest):  # type: ignore[misc]
 
         Raises:
             PasswordNotChanged: the user has to change the one-time password first.
-            UploadRefused: too many uploads are in progress.
+            UploadRejected: nobody is signed in, or too many uploads are in progress.
         """
         user_id = self.find_uploader()
         if user_id is None:
-            return
+            raise UploadRejected(UNAUTHENTICATED_MESSAGE, status=HTTPStatus.UNAUTHORIZED)
         own = list(self.active_uploads.values()).count(user_id)
         if own >= MAX_UPLOADS_PER_USER or len(self.active_uploads) >= MAX_UPLOADS:
-            raise UploadRefused(
+            raise UploadRejected(
                 f"{len(self.active_uploads)} uploads are in progress, {own} of them yours. Wait "
                 "until one is done.",
                 status=HTTPStatus.TOO_MANY_REQUESTS,
@@ -161,7 +161,7 @@ class LimitedRequest(http_protocol.WebRequest):  # type: ignore[misc]
             return
         is_slow = self.received < MIN_UPLOAD_BYTES_PER_SECOND * seconds
         if is_slow or pause > UPLOAD_IDLE_SECONDS:
-            self.refusal = UploadRefused(
+            self.rejection = UploadRejected(
                 "The upload is too slow. Try again with a faster connection.",
                 status=HTTPStatus.REQUEST_TIMEOUT,
             )
@@ -235,12 +235,10 @@ class LimitedRequest(http_protocol.WebRequest):  # type: ignore[misc]
         if self.is_rejected:
             return
         self.is_rejected = True
-        path, body = self.channel._path, b""
-        if path.startswith(b"/v1/"):
-            body = json.dumps(error_body(self.refusal.message)).encode()
-        elif path.startswith(b"/api/"):
-            body = json.dumps(problem_body(self.refusal.message)).encode()
-        status = HTTPStatus(self.refusal.status)
+        # The upload pages read the same JSON as clients of the API
+        build_body = error_body if self.channel._path.startswith(b"/v1/") else problem_body
+        body = json.dumps(build_body(self.rejection.message)).encode()
+        status = HTTPStatus(self.rejection.status)
         head = (
             f"HTTP/1.1 {status.value} {status.phrase}\r\nConnection: close\r\n"
             f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
