@@ -7,12 +7,15 @@ from urllib.parse import urlsplit
 
 from channels.security.websocket import WebsocketDenier
 from django.conf import settings
-from django.http.request import split_domain_port, validate_host
-from django.urls import path
+from django.urls import path, re_path
 
+from snapml_site.header_middleware import is_allowed_host
 from training.runs.live.consumers import LiveConsumer
 
-websocket_urlpatterns = [path("ws/live", LiveConsumer.as_asgi())]
+websocket_urlpatterns = [
+    path("ws/live", LiveConsumer.as_asgi()),
+    re_path("", WebsocketDenier.as_asgi()),  # Without it another path is a 500 with a traceback
+]
 
 
 class SameOriginOnly:
@@ -40,9 +43,4 @@ def is_same_origin(origin: str, host: str) -> bool:
     except ValueError:  # an unclosed bracket
         return False
     scheme = "https" if settings.HTTPS else "http"
-    domain, _port = split_domain_port(host)
-    return (
-        parts.scheme == scheme
-        and parts.netloc == host
-        and validate_host(domain, settings.ALLOWED_HOSTS)
-    )
+    return parts.scheme == scheme and parts.netloc == host and is_allowed_host(host)

@@ -52,6 +52,8 @@ UPLOAD_PATHS = (
     b"/adapters/import",
     b"/api/v1/adapters/import",
 )
+# Daphne decodes them as ASCII, and answers a 500 with a traceback if they are not
+ASCII_HEADERS = (b"sec-websocket-protocol", b"daphne-root-path")
 MAX_FORM_BYTES = 2**20
 MAX_UPLOADS, MAX_UPLOADS_PER_USER = 8, 2  # at the same time
 # After this time, an upload with a longer pause or a lower rate is ended: it occupies a slot.
@@ -193,6 +195,12 @@ class LimitedRequest(http_protocol.WebRequest):  # type: ignore[misc]
             super().requestReceived(command, path, version)
 
     def process(self) -> None:
+        values = [
+            value for name in ASCII_HEADERS for value in self.requestHeaders.getRawHeaders(name, [])
+        ]
+        if not all(value.isascii() for value in values):
+            self.basic_error(HTTPStatus.BAD_REQUEST, b"Bad Request", "Invalid header value")
+            return
         if self.content_types:
             self.requestHeaders.setRawHeaders(b"content-type", self.content_types)
         if self.received > MAX_FORM_BYTES:
