@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import logging
+from http import HTTPStatus
 from typing import Any
 
 from django.http import Http404, HttpRequest, HttpResponse
@@ -191,4 +192,7 @@ def on_exception(request: HttpRequest, error: Exception) -> HttpResponse:
 def on_http_error(request: HttpRequest, error: HttpError) -> HttpResponse:
     if isinstance(error.__cause__, UserError):  # raised by the parser
         return on_user_error(request, error.__cause__)
-    return problem_response(request, str(error), error.status_code)
+    response = problem_response(request, str(error), error.status_code)
+    # Ninja's only 403 is a failed CSRF check, which Django has logged with the reason
+    response._has_been_logged = error.status_code == HTTPStatus.FORBIDDEN  # type: ignore[attr-defined]
+    return response

@@ -287,8 +287,16 @@ INFERENCE_TOKEN = os.environ.get("INFERENCE_TOKEN", "")
 LOGGING = {
     "version": 1,
     "disable_existing_loggers": False,
+    "filters": {"shorten": {"()": "snapml_site.log_filter.ShorteningFilter"}},
     "formatters": {"plain": {"format": "%(asctime)s %(levelname)s %(name)s: %(message)s"}},
     "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": "plain"}},
     "root": {"handlers": ["stderr"], "level": "WARNING"},
-    "loggers": {"snapml": {"level": "INFO"}, "daphne": {"level": "WARNING"}},
+    "loggers": {
+        "snapml": {"level": "INFO"},
+        "daphne": {"level": "WARNING"},
+        **{
+            name: {"filters": ["shorten"]}
+            for name in ("django.request", "django.security.csrf", "snapml.api")
+        },
+    },
 }

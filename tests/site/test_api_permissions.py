@@ -298,6 +298,13 @@ def test_a_change_without_token_and_session_is_a_401(db):
     assert client.post("/api/v1/runs", {}, content_type="application/json").status_code == 401
 
 
+def test_a_failed_csrf_check_of_the_api_is_logged_once(people, caplog):
+    client = Client(enforce_csrf_checks=True)
+    client.force_login(people["alice"])
+    client.post("/api/v1/runs", {}, content_type="application/json")
+    assert [record.name for record in caplog.records] == ["django.security.csrf"]
+
+
 def test_a_session_works_behind_a_proxy_with_basic_authentication(as_alice):
     header = {"HTTP_AUTHORIZATION": "Basic YTpi"}
     assert as_alice.get("/api/v1/people/me", **header).status_code == 200

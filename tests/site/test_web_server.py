@@ -35,8 +35,14 @@ def port():
     return find_free_port()
 
 
+@pytest.fixture(scope="module")
+def log_path(tmp_path_factory):
+    """What the server writes to stderr."""
+    return tmp_path_factory.mktemp("log") / "stderr"
+
+
 @pytest.fixture(scope="module", autouse=True)
-def server_process(env, port):
+def server_process(env, port, log_path):
     command = [
         sys.executable,
         "-m",
@@ -50,7 +56,8 @@ def server_process(env, port):
     subprocess.run(
         [sys.executable, "manage.py", "migrate", "-v", "0"], cwd=ROOT, env=env, check=True
     )
-    server = subprocess.Popen(command, cwd=ROOT, env=env, stderr=subprocess.DEVNULL)
+    with log_path.open("wb") as log_file:
+        server = subprocess.Popen(command, cwd=ROOT, env=env, stderr=log_file)
     for _ in range(200):
         try:
             socket.create_connection(("127.0.0.1", port), 1).close()
@@ -168,10 +175,44 @@ def test_headers_cannot_change_urls(port, header):
     assert b"evil" not in answer
 
 
-def test_an_unknown_host_name_is_rejected(port):
-    assert send_request(port, b"GET /sign-in HTTP/1.1\nHost: evil.example")[0].startswith(
-        b"HTTP/1.1 400"
-    )
+LOCALHOST = b"Host: localhost"
+SOCKET = (
+    b"%s\nOrigin: http://localhost\nUpgrade: websocket\nConnection: Upgrade\n"
+    b"Sec-WebSocket-Version: 13\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==" % LOCALHOST
+)
+FORM = LOCALHOST + b"\nContent-Length: 0"
+
+
+@pytest.mark.parametrize(
+    ("line", "headers", "status"),
+    [
+        (b"GET /sign-in", b"Host: evil.example", 400),
+        (b"GET /sign-in", b"Host: ", 400),
+        (b"GET /sign-in", b"Host: [::1", 400),
+        (b"GET /sign-in", b"Host: \xff", 400),
+        (b"GET /sign-in", b"Host: " + b"a" * 9000, 400),
+        (b"GET /sign-in", LOCALHOST + b"\n" + LOCALHOST, 400),
+        (b"GET /sign-in", LOCALHOST + b"\nDaphne-Root-Path: \xff", 400),
+        (b"GET /" + b"a" * 9000, LOCALHOST, 404),
+        (b"POST /sign-in", FORM, 403),
+        (b"POST /sign-in", FORM + b"\nOrigin: http://" + b"a" * 9000, 403),
+        (b"GET /ws/nothing", SOCKET, 403),
+        (b"GET /ws/" + b"a" * 9000, SOCKET, 403),
+        (b"GET /ws/live", SOCKET + b"\nSec-WebSocket-Protocol: \xff", 400),
+    ],
+)
+def test_a_bad_request_is_at_most_one_short_line_in_the_log(port, log_path, line, headers, status):
+    before = log_path.stat().st_size
+    answer, _ = send_request(port, line + b" HTTP/1.1\n" + headers)
+    assert answer.startswith(b"HTTP/1.1 %d" % status)
+    logged = log_path.read_bytes()[before:]
+    assert logged.count(b"\n") <= 1 and len(logged) < 400
+
+
+@pytest.mark.parametrize("headers", [LOCALHOST, b"Host: LOCALHOST.:81", b"Host: [::1]:81", b"A: b"])
+def test_a_name_of_the_site_with_any_port_is_served_and_so_is_a_missing_host(port, headers):
+    answer, _ = send_request(port, b"GET /health HTTP/1.0\n" + headers)
+    assert answer.startswith(b"HTTP/1.0 200")
 
 
 DOWNLOAD_CODE = """
