@@ -1,8 +1,13 @@
+from collections.abc import Callable
+from functools import wraps
+from typing import Any
+
 from django.contrib import admin
 from django.contrib.auth.decorators import login_not_required
 from django.http import HttpRequest, HttpResponse
 from django.shortcuts import redirect, render
 from django.urls import URLPattern, URLResolver, include, path
+from django.views.decorators.csrf import csrf_exempt
 from django.views.decorators.http import require_safe
 
 from snapml_site import context_processors
@@ -12,6 +17,7 @@ from training.errors import NotAllowed
 from training.people.requests import AuthenticatedRequest
 
 
+@csrf_exempt  # so that a POST is a 405
 @require_safe
 @login_not_required
 def health(_request: HttpRequest) -> HttpResponse:
@@ -39,14 +45,32 @@ def change_admin_password(_request: AuthenticatedRequest) -> HttpResponse:
     return redirect(PASSWORD_PAGE)
 
 
+def accept_head(view: Callable[..., HttpResponse]) -> Callable[..., HttpResponse]:
+    """Let a view of Ninja, which knows no HEAD, answer it as a GET, whose body the web server does
+    not send.
+    """
+
+    @wraps(view)
+    def answer(request: HttpRequest, **parameters: Any) -> HttpResponse:
+        if request.method != "HEAD":
+            return view(request, **parameters)
+        request.method = "GET"
+        try:
+            return view(request, **parameters)
+        finally:
+            request.method = "HEAD"
+
+    return answer
+
+
 def build_api_urls() -> tuple[list[URLPattern | URLResolver], str, str]:
     """The API's URLs, without Django's login check: Ninja authenticates every operation and answers
-    401.
+    401. Where a GET is allowed, a HEAD is too.
     """
     patterns, app_name, namespace = api.urls
     for pattern in patterns:
         assert pattern.callback is not None, "ninja's URLs are flat"
-        login_not_required(pattern.callback)
+        pattern.callback = login_not_required(accept_head(pattern.callback))
     return patterns, app_name, namespace
 
 

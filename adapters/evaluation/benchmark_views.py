@@ -9,7 +9,7 @@ from typing import Any
 from django.http import HttpResponse
 from django.shortcuts import redirect, render
 from django.urls import reverse
-from django.views.decorators.http import require_POST, require_safe
+from django.views.decorators.http import require_http_methods, require_POST, require_safe
 
 from adapters.evaluation import benchmark
 from adapters.evaluation.replies import KIND
@@ -28,6 +28,7 @@ from training.runs.status import get_run_status
 MAX_CHOICES = 200
 
 
+@require_http_methods(["GET", "HEAD", "POST"])
 def new_benchmark(request: AuthenticatedRequest) -> HttpResponse:
     if request.method == "POST":
         try:

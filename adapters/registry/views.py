@@ -9,7 +9,7 @@ import math
 from django.contrib import messages
 from django.http import HttpResponse
 from django.shortcuts import redirect, render
-from django.views.decorators.http import require_POST
+from django.views.decorators.http import require_http_methods, require_POST
 
 from adapters.models import AdapterVersion
 from adapters.registry import actions, continue_training, imports, services
@@ -90,6 +90,7 @@ def register_checkpoint(request: AuthenticatedRequest, run_id: int) -> HttpRespo
     return redirect("adapter", version.pk)
 
 
+@require_http_methods(["GET", "HEAD", "POST"])
 def import_adapter(request: AuthenticatedRequest) -> HttpResponse:
     values = {
         "bases": BaseModel.objects.filter(state=ModelState.READY),

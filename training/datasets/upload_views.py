@@ -11,7 +11,7 @@ from django.conf import settings
 from django.http import HttpResponse, HttpResponseBase, JsonResponse
 from django.shortcuts import redirect, render
 from django.urls import reverse
-from django.views.decorators.http import require_POST, require_safe
+from django.views.decorators.http import require_http_methods, require_POST, require_safe
 
 from training.datasets import uploads
 from training.datasets.build import BuildOptions
@@ -34,6 +34,7 @@ from training.people.requests import AuthenticatedRequest, parse_int_or_zero
 MAX_LISTED_COLUMNS = 200
 
 
+@require_http_methods(["GET", "HEAD", "POST"])
 def new_dataset(request: AuthenticatedRequest) -> HttpResponseBase:
     """`?dataset=ID` adds a version to an existing dataset."""
     dataset_id = parse_int_or_zero(request.POST.get("dataset") or request.GET.get("dataset") or "")

@@ -7,7 +7,7 @@ import math
 from django.contrib import messages
 from django.http import HttpResponse
 from django.shortcuts import redirect, render
-from django.views.decorators.http import require_safe
+from django.views.decorators.http import require_http_methods, require_safe
 
 from training.errors import UserError
 from training.gpus import quotas
@@ -36,11 +36,13 @@ def show_disk_usage(request: AuthenticatedRequest) -> HttpResponse:
     return render(request, "gpus/disk.html", values)
 
 
+@require_http_methods(["GET", "HEAD", "POST"])
 def edit_user_quota(request: AuthenticatedRequest, username: str) -> HttpResponse:
     check_admin(request.user, quotas.EDIT_QUOTAS)
     return edit_quota(request, get_user_by_name(username))
 
 
+@require_http_methods(["GET", "HEAD", "POST"])
 def edit_team_quota(request: AuthenticatedRequest, team_id: int) -> HttpResponse:
     check_admin(request.user, quotas.EDIT_QUOTAS)
     return edit_quota(request, get_team(request.user, team_id))

@@ -12,8 +12,9 @@ from django.contrib.auth.forms import AuthenticationForm, PasswordChangeForm
 from django.http import HttpRequest, HttpResponse
 from django.shortcuts import redirect, render
 from django.urls import reverse_lazy
+from django.utils.decorators import method_decorator
 from django.views.decorators.cache import never_cache
-from django.views.decorators.http import require_POST, require_safe
+from django.views.decorators.http import require_http_methods, require_POST, require_safe
 
 from training.people import teams, tokens
 from training.people.models import Role, Scope, User
@@ -36,6 +37,7 @@ TOKEN_DAYS = (("30", "30 days"), ("90", "90 days"), ("365", "a year"), ("", "nev
 WAIT_MESSAGE = f"Too many failed attempts. Wait {WINDOW_SECONDS // 60} minutes, then try again."
 
 
+@method_decorator(require_http_methods(["GET", "HEAD", "POST"]), name="dispatch")
 class SignIn(auth.LoginView):
     template_name = "people/sign_in.html"
     redirect_authenticated_user = True
@@ -81,6 +83,7 @@ def throttle_key(text: str) -> str:
     return hashlib.sha256(text.encode("utf-8", "replace")).hexdigest()
 
 
+@method_decorator(require_http_methods(["GET", "HEAD", "POST"]), name="dispatch")
 class ChangePassword(auth.PasswordChangeView):
     """The old password is guessed as slowly as at the sign-in, also with a stolen session."""
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from django.http import HttpResponse
 from django.shortcuts import redirect, render
-from django.views.decorators.http import require_POST, require_safe
+from django.views.decorators.http import require_http_methods, require_POST, require_safe
 
 from training.auto.plan_types import GOALS
 from training.catalog.models import BaseModel, ModelState
@@ -31,6 +31,7 @@ from training.runs.models import MAX_NAME_LENGTH, Run, Sweep
 from training.runs.states import Priority
 
 
+@require_http_methods(["GET", "HEAD", "POST"])
 def new_run(request: AuthenticatedRequest) -> HttpResponse:
     """The launch page. `?from=ID` copies all settings of a run."""
     source_id = parse_int_or_zero(request.GET.get("from", ""))

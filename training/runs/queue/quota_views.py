@@ -11,6 +11,7 @@ from django.conf import settings
 from django.contrib import messages
 from django.http import HttpResponse
 from django.shortcuts import redirect, render
+from django.views.decorators.http import require_http_methods
 
 from training.errors import NotFound, UserError
 from training.gpus import quotas, usage
@@ -98,6 +99,7 @@ def get_visible_team(user: User, team_id: int) -> Team | None:
     return team
 
 
+@require_http_methods(["GET", "HEAD", "POST"])
 def edit_quota(request: AuthenticatedRequest, pool_id: int, team_id: int) -> HttpResponse:
     """A team's quota in a pool. The `action` of a POST is try, save, hold, drain or lift."""
     quotas.check_lead_or_admin(request.user)
@@ -148,6 +150,7 @@ def edit_quota(request: AuthenticatedRequest, pool_id: int, team_id: int) -> Htt
     return render(request, "gpus/quota.html", values)
 
 
+@require_http_methods(["GET", "HEAD", "POST"])
 def edit_pool(request: AuthenticatedRequest, pool_id: int) -> HttpResponse:
     """A pool's settings. The `action` of a POST is try, save, hold, drain or lift."""
     check_admin(request.user, quotas.EDIT_QUOTAS)
@@ -196,6 +199,7 @@ def edit_pool(request: AuthenticatedRequest, pool_id: int) -> HttpResponse:
     )
 
 
+@require_http_methods(["GET", "HEAD", "POST"])
 def edit_person(request: AuthenticatedRequest, username: str) -> HttpResponse:
     """A user's limits over all pools."""
     check_admin(request.user, quotas.EDIT_QUOTAS)
