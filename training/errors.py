@@ -12,6 +12,10 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+# Errors that describe the system. The text of others, as of a KeyError, may be a user's. They are
+# compared by name, since Django and safetensors are not imported here; PostgreSQL's and SQLite's
+# are OperationalErrors.
+SYSTEM_ERRORS = frozenset({"OSError", "RuntimeError", "SafetensorError", "OperationalError"})
 # How the libraries in Rust (safetensors, tokenizers) write errno in their messages
 RUST_ERRNO = re.compile(r"\(os error (\d+)\)")
 # Libraries that report a failed write without errno: SQLite, PostgreSQL, NumPy and torch
@@ -88,11 +92,21 @@ def get_errno(error: BaseException) -> int | None:
     """
     if isinstance(error, OSError) and error.errno is not None:
         return error.errno
+    if not is_system_error(error):
+        return None
     text = str(error)
     match = RUST_ERRNO.search(text)
     if match:
         return int(match[1])
     return next((number for number, pattern in TEXT_ERRNOS.items() if pattern.search(text)), None)
+
+
+def is_system_error(error: BaseException) -> bool:
+    """Whether a library may have written the system's error into the message. The tokenizers raise
+    plain Exceptions.
+    """
+    names = {base.__name__ for base in type(error).__mro__}
+    return type(error) is Exception or not SYSTEM_ERRORS.isdisjoint(names)
 
 
 def find_storage_error(error: BaseException, *, then: str = "try again") -> StorageError | None:
