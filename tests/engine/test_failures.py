@@ -280,14 +280,15 @@ def test_an_error_of_the_machine_while_loading_is_not_reported_as_wrong_settings
 
 
 def test_a_failure_of_exact_match_is_logged_since_the_adapter_is_exported(
-    tiny_run, engine_here, monkeypatch
+    tiny_run, engine_here, monkeypatch, capfd
 ):
     def fail(*_args):
-        raise ValueError("the template broke")
+        raise KeyError("the template broke")
 
     monkeypatch.setattr(attempt_module, "measure_exact_match", fail)
     folder = tiny_run("run", exact_match_rows=2)
     assert engine_here([str(folder)]) == 0
     assert read_result(folder).adapter_step is not None
     texts = [event.get("text", "") for event in tiny.read_events(folder)]
-    assert any("the template broke" in text for text in texts)
+    assert any("KeyError: 'the template broke'" in text for text in texts)
+    assert "Traceback" in capfd.readouterr().err  # engine.log

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Generator
 from pathlib import Path
 from typing import TypeVar
@@ -131,9 +132,11 @@ class Attempt:
         except Exception as error:
             if find_storage_error(error):
                 raise
+            traceback.print_exc()  # to engine.log
+            cause = f"{type(error).__name__}: {error}"
             self.write_event(
                 "log",
-                {"level": "warning", "text": f"Exact match could not be measured: {error}"},
+                {"level": "warning", "text": f"Exact match could not be measured: {cause}"},
             )
 
     def write_event(self, kind: str, fields: dict[str, object]) -> None:
