@@ -13,10 +13,14 @@ PREEMPTED, BUSY, DISK_FULL, CONFIG_ERROR = (
 )
 
 
-def classify(*reasons, has_result=False, has_checkpoint=True, exited_cleanly=False, code=None):
-    return classify_exit(
-        EngineExit(frozenset(reasons), has_result, has_checkpoint, exited_cleanly, code)
-    )
+def classify(*reasons, code=None, **facts):
+    default = {
+        "has_config": True,
+        "has_result": False,
+        "has_checkpoint": True,
+        "exited_cleanly": False,
+    }
+    return classify_exit(EngineExit(frozenset(reasons), **{**default, **facts}, exit_code=code))
 
 
 @pytest.mark.parametrize(
@@ -35,7 +39,8 @@ def classify(*reasons, has_result=False, has_checkpoint=True, exited_cleanly=Fal
         (["SIGTERM"], {"code": -signal.SIGTERM}, ExitAction.PAUSED_EARLY),
         ([], {"code": -signal.SIGTERM}, ExitAction.CRASHED),
         ([], {"code": BUSY}, ExitAction.FOLDER_BUSY),
-        ([], {"code": CONFIG_ERROR}, ExitAction.NO_CONFIG),
+        ([], {"code": CONFIG_ERROR, "has_config": False}, ExitAction.NO_CONFIG),
+        ([], {"code": CONFIG_ERROR}, ExitAction.CRASHED),  # its result is damaged
         ([], {"code": CONFIG_ERROR, "has_result": True}, ExitAction.RESULT),
         ([], {"code": None}, ExitAction.CRASHED),
         (["STOP", "EVICTION"], {"code": DISK_FULL}, ExitAction.DISK_FULL),

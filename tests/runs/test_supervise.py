@@ -193,10 +193,20 @@ def test_an_engine_without_room_for_a_result_is_a_full_disk_and_not_retried(run)
 
 @pytest.mark.django_db
 def test_an_engine_that_found_no_settings_is_not_started_again(run):
+    (run.folder / "config.json").unlink()
     exited_supervisor(run, code=EXIT_CODES[Outcome.CONFIG_ERROR]).handle_exit()
     run.refresh_from_db()
     assert (run.state, run.failure) == (State.FAILED, Outcome.CONFIG_ERROR)
     assert_mentions(run.message, "config.json")
+
+
+@pytest.mark.django_db
+def test_a_damaged_result_of_a_config_error_does_not_blame_a_missing_file(run):
+    (run.folder / "result.json").write_text("{")
+    exited_supervisor(run, code=EXIT_CODES[Outcome.CONFIG_ERROR]).handle_exit()
+    run.refresh_from_db()
+    assert (run.state, run.crash_count) == (State.QUEUED, 1)  # the next engine writes it again
+    assert "config.json" not in run.message
 
 
 @pytest.mark.django_db

@@ -43,6 +43,7 @@ class EngineExit:
     """
 
     reasons: frozenset[StopReason]
+    has_config: bool
     has_result: bool
     has_checkpoint: bool
     exited_cleanly: bool
@@ -55,6 +56,7 @@ class Rule:
 
     action: ExitAction
     reason: StopReason | None = None
+    has_config: bool | None = None
     has_result: bool | None = None
     has_checkpoint: bool | None = None
     exited_cleanly: bool | None = None
@@ -63,6 +65,7 @@ class Rule:
     def matches(self, engine_exit: EngineExit) -> bool:
         return (
             (self.reason is None or self.reason in engine_exit.reasons)
+            and self.has_config in (None, engine_exit.has_config)
             and self.has_result in (None, engine_exit.has_result)
             and self.has_checkpoint in (None, engine_exit.has_checkpoint)
             and self.exited_cleanly in (None, engine_exit.exited_cleanly)
@@ -78,7 +81,7 @@ RULES = (
     Rule(ExitAction.STOPPED_EMPTY, StopReason.STOP, has_checkpoint=False),
     Rule(ExitAction.STOPPED, StopReason.STOP, exited_cleanly=True),
     Rule(ExitAction.DISK_FULL, exit_code=EXIT_CODES[Outcome.DISK_FULL]),
-    Rule(ExitAction.NO_CONFIG, exit_code=EXIT_CODES[Outcome.CONFIG_ERROR]),
+    Rule(ExitAction.NO_CONFIG, has_config=False, exit_code=EXIT_CODES[Outcome.CONFIG_ERROR]),
     Rule(ExitAction.EVICTED, StopReason.EVICTION),
     Rule(ExitAction.OVER_MEMORY, StopReason.OVER_MEMORY),
     Rule(ExitAction.PAUSED, exited_cleanly=True),

@@ -279,6 +279,7 @@ class RunSupervisor:
         result = read_result(run.folder)
         engine_exit = EngineExit(
             reasons=self.get_stop_reasons(run),
+            has_config=(run.folder / "config.json").is_file(),
             has_result=result is not None,
             has_checkpoint=bool(list_checkpoint_steps(run)),
             exited_cleanly=outcomes.has_exited_cleanly(run),
