@@ -18,9 +18,7 @@ import tempfile
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +28,15 @@ import psutil
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from benchmarks import hostile_files, print_report
+from benchmarks.abused_site import (
+    SEED_RUNS,
+    SETUP,
+    Client,
+    measure_seconds,
+    sign_in,
+    train_and_deploy,
+    watch_web,
+)
 from benchmarks.web_sockets import open_socket, send_frame
 from tests import tiny
 from tests.running_site import RunningSite
@@ -44,123 +51,6 @@ TEMPLATES = {
     "growing": "{{ ('x' * (messages | length * 16000000000)) | length }}",
     "stuck": "{{ (messages | length + 8) ** ((messages | length + 2) ** 19) }}",
 }
-
-SETUP = """
-import json, sys, django
-django.setup()
-from pathlib import Path
-from adapters.models import AdapterVersion
-from tests import tiny
-from training.catalog.models import BaseModel
-from training.datasets.models import Dataset
-from training.people.models import Team, User
-from training.people.teams import add_member
-from training.people.tokens import create_token
-team = Team.objects.create(name="all")
-users = [User.objects.get(username="alice")]
-users += [User.objects.create_user(name, password="tulip-river-42") for name in ("flood", "other")]
-for user in users:
-    add_member(user, team, "member")
-Dataset.objects.update(team=team)
-tiny_llama = BaseModel.objects.get(name="tiny-llama")
-def add_base(folder):
-    return BaseModel.objects.create(
-        name=Path(folder).name, state="ready", source="folder", location=folder,
-        metadata=tiny_llama.metadata,
-    )
-def add_version(name, base, size):
-    version = AdapterVersion.objects.create(
-        owner=users[1], team=team, name=name, number=1, base_model=base, method="lora", step=1,
-        sha256="a", size_bytes=size,
-        files={"adapter_model.safetensors": {"sha256": "a", "bytes": size}},
-    )
-    version.folder.mkdir(parents=True)
-    with (version.folder / "adapter_model.safetensors").open("wb") as file:
-        file.truncate(size)
-    return version.pk
-print(json.dumps({
-    "tokens": [create_token(user, "abuse")[1] for user in users],
-    "large": add_version("Large", tiny_llama, 400 * 2**20),
-    "templates": [
-        [base.name, base.pk, add_version(base.name, base, 1)]
-        for base in map(add_base, sys.argv[1:])
-    ],
-}))
-"""
-
-SEED_RUNS = """
-import sys, django
-django.setup()
-from datetime import timedelta
-from django.utils import timezone
-from training.people.models import User
-from training.runs.models import Run
-run = Run.objects.order_by("pk").first()
-fields = {
-    field.attname: getattr(run, field.attname)
-    for field in Run._meta.concrete_fields if field.attname != "id"
-} | {"state": "queued", "lease_token": "", "finished_at": None}
-owners = [User.objects.create_user(f"user-{n}") for n in range(100)]
-Run.objects.bulk_create([
-    Run(**fields | {
-        "owner_id": owners[number % 100].pk, "name": f"run {number}",
-        "queued_at": timezone.now() - timedelta(seconds=number),
-    })
-    for number in range(10_000)
-], batch_size=500)
-"""
-
-
-class Client:
-    """The API as one user, with a token."""
-
-    def __init__(self, site: RunningSite, token: str) -> None:
-        self.address, self.headers = site.address, {"Authorization": f"Bearer {token}"}
-
-    def send(self, method: str, path: str, **options: Any) -> httpx.Response:
-        return httpx.request(
-            method, self.address + path, headers=self.headers, timeout=120, **options
-        )
-
-
-@contextmanager
-def watch_web(site: RunningSite) -> Iterator[dict[str, float]]:
-    """Fills in the growth of the web server's memory in MB, and the most processes that ran at a
-    time below the web server and the worker, without themselves.
-    """
-    web, worker = (psutil.Process(site.find_pid(name)) for name in ("web", "worker"))
-    start_bytes, figures = web.memory_info().rss, {"growth_mb": 0.0, "processes": 0.0}
-    is_done = threading.Event()
-
-    def watch() -> None:
-        seconds: dict[int, float] = {}
-        while not is_done.wait(0.25):
-            growth = (web.memory_info().rss - start_bytes) / 1e6
-            running = 0
-            for process in (*web.children(recursive=True), *worker.children(recursive=True)):
-                try:
-                    used = sum(process.cpu_times()[:2])
-                except psutil.NoSuchProcess:
-                    continue
-                # A process that is new may have replaced one that has just ended
-                running += used > seconds.get(process.pid, used) + 0.02
-                seconds[process.pid] = used
-            figures["growth_mb"] = max(figures["growth_mb"], growth)
-            figures["processes"] = max(figures["processes"], running)
-
-    thread = threading.Thread(target=watch)
-    thread.start()
-    try:
-        yield figures
-    finally:
-        is_done.set()
-        thread.join()
-
-
-def measure_seconds(action: Callable[[], Any]) -> float:
-    start = time.monotonic()
-    action()
-    return time.monotonic() - start
 
 
 def upload_rows(client: Client, name: str) -> httpx.Response:
@@ -392,9 +282,7 @@ def measure_template_recovery(
 def measure_stop(flood: Client, base: int) -> dict[str, Any]:
     """Seconds until a run with a chat template that never ends is stopped."""
     body = {"model": base, "data": 1, "settings": {"max_steps": 2}, "accept_warnings": True}
-    run = flood.send("POST", "/api/v1/runs", json=body)
-    if run.status_code >= 400:  # the launch has measured the data and refused the model
-        return {"stop_s": 0.0, "launch_answer": run.status_code}
+    run = flood.send("POST", "/api/v1/runs", json=body).raise_for_status()
     path = f"/api/v1/runs/{run.json()['id']}"
     time.sleep(10)
 
@@ -441,32 +329,6 @@ def flood_with_pings(site: RunningSite, session: str) -> dict[str, Any]:
             pass  # the server has closed it
         connection.close()
     return {"pings_growth_mb": figures["growth_mb"]}
-
-
-def sign_in(site: RunningSite, name: str, password: str = "tulip-river-42") -> httpx.Cookies:
-    """The session of a user, as a browser gets it."""
-    with httpx.Client(base_url=site.address) as browser:
-        page = browser.get("/sign-in").text
-        token = page.partition('name="csrfmiddlewaretoken" value="')[2].partition('"')[0]
-        form = {"username": name, "password": password, "csrfmiddlewaretoken": token}
-        browser.post("/sign-in", data=form, headers={"Referer": site.address})
-        return browser.cookies
-
-
-def train_and_deploy(site: RunningSite, owner: Client) -> tuple[int, int]:
-    """Train and deploy a tiny adapter as `lights`. Returns the ids of the run and the version."""
-    settings = {"max_steps": 60, "max_length": 80, "eval_steps": 5}
-    body = {"model": 1, "data": 1, "settings": settings, "accept_warnings": True}
-    run = int(owner.send("POST", "/api/v1/runs", json=body).json()["id"])
-    site.wait_for(
-        lambda: owner.send("GET", f"/api/v1/runs/{run}").json()["state"]["state"] == "finished",
-        300,
-    )
-    versions = owner.send("GET", "/api/v1/adapters").json()["items"]
-    version = next(item["id"] for item in versions if item["base_model"] and item.get("run") == run)
-    answer = owner.send("POST", "/api/v1/deployments", json={"name": "lights", "version": version})
-    assert answer.status_code == 201, answer.text
-    return run, version
 
 
 def run_benchmark(site: RunningSite, models: list[Path]) -> dict[str, Any]:
