@@ -9,10 +9,15 @@ from __future__ import annotations
 from typing import Any
 
 from django.contrib import admin
+from django.contrib.admin.utils import NestedObjects
 from django.contrib.auth.admin import UserAdmin
 from django.http import HttpRequest
+from django.urls import reverse
+from django.utils.html import format_html
 
 from training.people.models import ApiToken, Membership, Team, User
+
+MAX_LISTED_PROTECTED = 20
 
 
 class ReadOnlyAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
@@ -28,14 +33,22 @@ class ReadOnlyAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
         return False
 
 
-class MembershipInline(admin.TabularInline):  # type: ignore[type-arg]
-    model = Membership
-    extra = 1
-    autocomplete_fields = ("user",)
+class CountingDeleteAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
+    """Counts what is deleted with a row, because a list of it has no end. Only superusers have
+    access, so no permission can be missing.
+    """
+
+    def get_deleted_objects(self, objs: Any, request: HttpRequest) -> Any:
+        collector = NestedObjects(using="default")
+        collector.collect(list(objs))
+        found: dict[Any, set[Any]] = collector.model_objs
+        counts = {model._meta.verbose_name_plural: len(rows) for model, rows in found.items()}
+        protected = [str(row) for row in list(collector.protected)[:MAX_LISTED_PROTECTED]]
+        return [str(row) for row in objs], counts, set(), protected
 
 
 @admin.register(User)
-class PersonAdmin(UserAdmin):  # type: ignore[type-arg]
+class PersonAdmin(CountingDeleteAdmin, UserAdmin):  # type: ignore[type-arg]
     list_display = ("username", "is_active", "is_superuser", "must_change_password", "last_login")
     fieldsets = (
         (None, {"fields": ("username", "password")}),
@@ -46,10 +59,27 @@ class PersonAdmin(UserAdmin):  # type: ignore[type-arg]
 
 
 @admin.register(Team)
-class TeamAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
+class TeamAdmin(CountingDeleteAdmin):
     list_display = ("name",)
     search_fields = ("name",)
-    inlines = (MembershipInline,)
+    fields = ("name", "max_disk_bytes", "members_page")
+    readonly_fields = ("members_page",)
+
+    @admin.display(description="Members")
+    def members_page(self, team: Team) -> str:
+        if team.pk is None:
+            return "Save the team first."
+        page = reverse("admin:people_membership_changelist")
+        count = team.memberships.count()
+        return format_html('<a href="{}?team__id__exact={}">{} members</a>', page, team.pk, count)
+
+
+@admin.register(Membership)
+class MembershipAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
+    list_display = ("user", "team", "role")
+    list_select_related = ("user", "team")
+    autocomplete_fields = ("user", "team")
+    search_fields = ("user__username", "team__name")
 
 
 @admin.register(ApiToken)
