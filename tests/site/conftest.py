@@ -89,5 +89,6 @@ def things(run, base_model, data, alice, device):
         "pool_id": device.pool_id,
         "name": "halve",
         "key": "smart_home",
+        "source": "ready-models",
         "username": "bob",
     }

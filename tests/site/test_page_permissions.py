@@ -113,6 +113,7 @@ SHARED = {
     "webhook-remove",
     "guide-dismiss",
     "status-bar",
+    "options",
     "gpus",
     "gpu-timeline",
 }

@@ -14,6 +14,7 @@ from training.people.pagination import Pagination
 from training.people.requests import AuthenticatedRequest
 
 router = Router(tags=["people"])
+MAX_LISTED_TEAMS = 50
 
 
 class MemberOut(Schema):
@@ -28,11 +29,13 @@ class MemberOut(Schema):
 class TeamOut(Schema):
     id: int
     name: str
-    members: list[MemberOut]
+    members: list[MemberOut] = Field(
+        description=f"the first {teams.MAX_LISTED_MEMBERS}; GET /people/teams/ID/members lists all"
+    )
 
     @staticmethod
     def resolve_members(row: Team) -> Any:
-        return row.memberships.select_related("user")
+        return getattr(row, "listed_members", [])  # a new team has none
 
 
 class MeOut(Schema):
@@ -40,7 +43,9 @@ class MeOut(Schema):
     username: str
     admin: bool
     default_team_id: int | None
-    teams: list[TeamOut]
+    teams: list[TeamOut] = Field(
+        description=f"the first {MAX_LISTED_TEAMS}; GET /people/teams lists all"
+    )
 
     @staticmethod
     def resolve_admin(row: User) -> bool:
@@ -48,7 +53,8 @@ class MeOut(Schema):
 
     @staticmethod
     def resolve_teams(row: User) -> Any:
-        return row.teams.order_by("name")
+        own_teams = row.teams.order_by("name").prefetch_related(teams.prefetch_members())
+        return list(own_teams[:MAX_LISTED_TEAMS])
 
 
 class MeIn(Schema):
@@ -141,8 +147,7 @@ def revoke_token(request: AuthenticatedRequest, token_id: int) -> Status[None]:
 @router.get("/teams", response=list[TeamOut])
 @paginate(Pagination)
 def list_teams(request: AuthenticatedRequest) -> Any:
-    rows = Team.objects.all() if request.user.is_superuser else request.user.teams.all()
-    return rows.order_by("name")
+    return teams.find_visible_teams(request.user).prefetch_related(teams.prefetch_members())
 
 
 @router.post("/teams", response={201: TeamOut})
@@ -154,6 +159,12 @@ def create_team(request: AuthenticatedRequest, body: TeamIn) -> Status[Team]:
 @router.get("/teams/{int:team_id}", response=TeamOut)
 def read_team(request: AuthenticatedRequest, team_id: int) -> Team:
     return teams.get_team(request.user, team_id)
+
+
+@router.get("/teams/{int:team_id}/members", response=list[MemberOut])
+@paginate(Pagination)
+def list_members(request: AuthenticatedRequest, team_id: int) -> Any:
+    return teams.get_team(request.user, team_id).memberships.select_related("user")
 
 
 @router.put("/teams/{int:team_id}/members/{username}", response=MemberOut)

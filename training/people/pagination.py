@@ -1,14 +1,48 @@
-"""Pagination of the API's lists: parameters `limit` and `offset`, response `items` and `count`."""
+"""Pages of long lists: `paginate` for HTML pages, and `Pagination` for the API's lists, with the
+parameters `limit` and `offset` and the response `items` and `count`.
+"""
 
 from __future__ import annotations
 
 from typing import Any
 
+from django.core.paginator import Page, Paginator
 from django.db.models import QuerySet
+from django.http import HttpRequest, QueryDict
 from ninja import Field, Schema
 from ninja.pagination import PaginationBase
 
 MAX_PAGE_SIZE = 200
+
+
+class ListPage(Page[Any]):
+    """A page of a list, with the queries of the next and the previous one for `_pager.html`."""
+
+    def __init__(self, page: Page[Any], query: QueryDict, parameter: str) -> None:
+        super().__init__(page.object_list, page.number, page.paginator)
+        self.query, self.parameter = query, parameter
+
+    @property
+    def next_query(self) -> str:
+        return self.build_query(self.next_page_number())
+
+    @property
+    def previous_query(self) -> str:
+        return self.build_query(self.previous_page_number())
+
+    def build_query(self, number: int) -> str:
+        """The query of another page. The other parameters of the address are kept."""
+        query = QueryDict(mutable=True)
+        for name, values in self.query.lists():
+            query.setlist(name, [value for value in values if value])
+        query[self.parameter] = str(number)
+        return f"?{query.urlencode()}"
+
+
+def paginate(request: HttpRequest, rows: Any, size: int, parameter: str = "page") -> ListPage:
+    """The page of `rows` that the address asks for. A number out of range is the nearest page."""
+    page = Paginator(rows, size).get_page(request.GET.get(parameter))
+    return ListPage(page, request.GET, parameter)
 
 
 class Pagination(PaginationBase):
@@ -23,7 +57,8 @@ class Pagination(PaginationBase):
         count: int
 
     def paginate_queryset(
-        self, queryset: QuerySet[Any], pagination: Any, request: Any, **params: Any
+        self, queryset: QuerySet[Any] | list[Any], pagination: Any, request: Any, **params: Any
     ) -> Any:
         rows = queryset[pagination.offset : pagination.offset + pagination.limit]
-        return {"items": list(rows), "count": queryset.count()}
+        count = len(queryset) if isinstance(queryset, list) else queryset.count()
+        return {"items": list(rows), "count": count}

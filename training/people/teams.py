@@ -4,12 +4,17 @@ lead.
 
 from __future__ import annotations
 
+from typing import Any
+
 from django.db import transaction
+from django.db.models import Prefetch, Q
 
 from training.errors import Conflict, NotAllowed, NotFound, UserError, to_one_line
 from training.people.models import Membership, Role, Team, User
 from training.people.permissions import check_admin
 from training.people.users import get_user_by_name
+
+MAX_LISTED_MEMBERS = 50
 
 
 def create_team(actor: User, name: str) -> Team:
@@ -24,19 +29,44 @@ def create_team(actor: User, name: str) -> Team:
     return team
 
 
-def list_visible_teams(user: User) -> list[Team]:
-    """The user's teams with their members. Admins see all teams."""
+def find_visible_teams(user: User) -> Any:
+    """The user's teams by name. Admins see all teams."""
     teams = Team.objects.all() if user.is_superuser else user.teams.all()
-    return list(teams.order_by("name").prefetch_related("memberships__user"))
+    return teams.order_by("name")
+
+
+def prefetch_members() -> Prefetch[Any]:
+    """The first MAX_LISTED_MEMBERS of each team, as `listed_members`."""
+    members = Membership.objects.select_related("user")[:MAX_LISTED_MEMBERS]
+    return Prefetch("memberships", queryset=members, to_attr="listed_members")
+
+
+def find_members(user: User, text: str = "") -> Any:
+    """Pairs of ids, by team and name: each member of the user's teams, and None for a team without
+    members. The text is part of the name of the team or the member.
+    """
+    rows = find_visible_teams(user)
+    if text:
+        rows = rows.filter(Q(name__icontains=text) | Q(memberships__user__username__icontains=text))
+    return rows.order_by("name", "memberships__user__username").values_list("pk", "memberships")
+
+
+def find_managed_team_ids(user: User, team_ids: set[int]) -> set[int]:
+    """Those of these teams whose members the user may change."""
+    if user.is_superuser:
+        return team_ids
+    led = user.memberships.filter(role=Role.LEAD, team__in=team_ids)
+    return set(led.values_list("team_id", flat=True))
 
 
 def can_manage_team(user: User, team: Team) -> bool:
-    return user.is_superuser or team.memberships.filter(user=user, role=Role.LEAD).exists()
+    return bool(find_managed_team_ids(user, {team.pk}))
 
 
 def get_team(user: User, team_id: int) -> Team:
     """Raises NotFound: it does not exist, or the user may not see it."""
-    team = next((team for team in list_visible_teams(user) if team.pk == team_id), None)
+    teams = find_visible_teams(user).prefetch_related(prefetch_members())
+    team: Team | None = teams.filter(pk=team_id).first()
     if team is None:
         raise NotFound(f"Team {team_id} not found.")
     return team

@@ -14,5 +14,6 @@ urlpatterns = [
     path("account/teams", views.create_team, name="team-new"),
     path("account/teams/share", views.share_with_team, name="team-share"),
     path("account/teams/<int:team_id>", views.change_role, name="team-role"),
+    path("options/<slug:source>", views.show_options, name="options"),
     path("account/guide", views.dismiss_guide, name="guide-dismiss"),
 ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import unicodedata
+from itertools import groupby
 from typing import Any, cast
 
 from django.contrib import messages
@@ -16,8 +17,12 @@ from django.utils.decorators import method_decorator
 from django.views.decorators.cache import never_cache
 from django.views.decorators.http import require_http_methods, require_POST, require_safe
 
+from training.errors import to_one_line
 from training.people import teams, tokens
-from training.people.models import Role, Scope, User
+from training.people.models import Membership, Role, Scope, Team, User
+from training.people.option_sources import SHARING_TEAMS
+from training.people.options import MAX_SEARCH_LENGTH, get_source, list_options
+from training.people.pagination import paginate
 from training.people.requests import (
     AuthenticatedRequest,
     get_client_address,
@@ -32,7 +37,8 @@ from training.people.sign_in_attempts import (
 
 MAX_TRIES = 10  # for one username from one address
 MAX_TRIES_FROM_ONE_ADDRESS = 100
-MAX_LISTED_TOKENS = 100
+TOKENS_PER_PAGE = 50
+MEMBERS_PER_PAGE = 50
 TOKEN_DAYS = (("30", "30 days"), ("90", "90 days"), ("365", "a year"), ("", "never"))
 WAIT_MESSAGE = f"Too many failed attempts. Wait {WINDOW_SECONDS // 60} minutes, then try again."
 
@@ -121,17 +127,48 @@ def show_account(request: AuthenticatedRequest) -> HttpResponse:
 
 
 def build_account_context(request: AuthenticatedRequest) -> dict[str, Any]:
-    visible_teams = teams.list_visible_teams(request.user)
+    team_query = to_one_line(request.GET.get("team", ""))[:MAX_SEARCH_LENGTH]
+    page = paginate(
+        request, teams.find_members(request.user, team_query), MEMBERS_PER_PAGE, "members"
+    )
     return {
-        "tokens": tokens.list_tokens(request.user)[:MAX_LISTED_TOKENS],
+        "tokens": paginate(request, tokens.list_tokens(request.user), TOKENS_PER_PAGE, "tokens"),
         "days_choices": TOKEN_DAYS,
-        "teams": [
-            (team, list(team.memberships.all()), teams.can_manage_team(request.user, team))
-            for team in visible_teams
-        ],
+        "sharing_teams": list_options(request.user, SHARING_TEAMS, request.user.default_team_id),
+        "members_page": page,
+        "team_query": team_query,
+        "teams": load_teams(request.user, list(page)),
         "roles": Role.choices,
         "scopes": Scope.choices,
     }
+
+
+def load_teams(
+    user: User, pairs: list[tuple[int, int | None]]
+) -> list[tuple[Team, list[Membership], bool]]:
+    """The teams and members of these ids, and whether the user may change the members."""
+    teams_by_id = Team.objects.in_bulk({team_id for team_id, _ in pairs})
+    members = Membership.objects.select_related("user").in_bulk([pk for _, pk in pairs if pk])
+    managed = teams.find_managed_team_ids(user, set(teams_by_id))
+    return [
+        (teams_by_id[team_id], [members[pk] for _, pk in group if pk], team_id in managed)
+        for team_id, group in groupby(pairs, key=lambda pair: pair[0])
+    ]
+
+
+@require_safe
+def show_options(request: AuthenticatedRequest, source: str) -> HttpResponse:
+    """The options of a select that match `?q=`. `select` is its name, and the parameter of that
+    name its current value.
+    """
+    options = list_options(
+        request.user,
+        get_source(source),
+        request.GET.get(request.GET.get("select", ""), ""),
+        to_one_line(request.GET.get("q", ""))[:MAX_SEARCH_LENGTH],
+    )
+    context = {"options": options, "empty": request.GET.get("empty", "")[:MAX_SEARCH_LENGTH]}
+    return render(request, "_options.html", context)
 
 
 @require_POST
