@@ -86,21 +86,22 @@ def build_status_bar(user: User) -> dict[str, Any]:
     """A bar for each online device, with the run on it if the user may see that run, and the user's
     device-hours of this month.
     """
-    run_ids = {
-        allocation.device_id: allocation.run_id
-        for allocation in Allocation.objects.filter(released_at=None)
-    }
+    devices = [
+        device
+        for device in Device.objects.select_related("host")[:MAX_BARS]
+        if not is_offline(device.host)
+    ]
+    run_ids = dict(
+        Allocation.objects.filter(released_at=None, device__in=devices).values_list(
+            "device", "run_id"
+        )
+    )
     runs = (
         Run.objects.visible_to(user)
         .select_related("owner")
         .only("name", "owner__username")
         .in_bulk(list(run_ids.values()))
     )
-    devices = [
-        device
-        for device in Device.objects.select_related("host")[:MAX_BARS]
-        if not is_offline(device.host)
-    ]
     bars = [build_device_bar(device, runs.get(run_ids.get(device.pk, 0))) for device in devices]
     return {"bars": bars, "hours": get_own_hours(user), "ended": get_recently_ended(user)}
 

@@ -72,7 +72,7 @@ def test_an_admin_previews_a_limit_then_holds_drains_and_lifts_the_hold(two_runs
     expect(page.get_by_role("status")).to_contain_text("Second")
     expect(page.get_by_role("status")).to_contain_text("would not start")
     expect(page.get_by_label("Limit")).to_have_value("0")
-    assert instance.call_api("GET", "/gpus/pools/1/quotas")[0]["limit"] is None
+    assert instance.call_api("GET", "/gpus/pools/1/quotas")["items"][0]["limit"] is None
 
     page.get_by_role("button", name="Hold and drain…").click()
     page.get_by_role("dialog").get_by_role("button", name="Cancel").click()

@@ -36,6 +36,7 @@ from training.people.teams import get_team
 from training.people.users import get_user_by_name
 
 router = Router(tags=["gpus"])
+MAX_LISTED_TEAMS = 50
 
 
 @router.get("/devices", response=list[DeviceOut])
@@ -72,13 +73,13 @@ def change_pool(request: AuthenticatedRequest, pool_id: int, body: PoolChangeIn)
 
 
 @router.get("/pools/{int:pool_id}/quotas", response=list[QuotaOut])
+@paginate(Pagination)
 def list_quotas(request: AuthenticatedRequest, pool_id: int) -> list[dict[str, Any]]:
     """The quotas of all teams for admins, and of their own teams for leads."""
     quotas.check_lead_or_admin(request.user)
-    return [
-        to_quota_row(team_usage)
-        for team_usage in usage.list_team_usage(request.user, quotas.get_pool(pool_id))
-    ]
+    pool = quotas.get_pool(pool_id)
+    pairs = [(pool, team) for team in usage.list_quota_teams(request.user)]
+    return [to_quota_row(team_usage) for team_usage in usage.list_team_usage(pairs)]
 
 
 @router.put("/pools/{int:pool_id}/quotas", response=QuotaOut)
@@ -87,18 +88,14 @@ def set_quota(request: AuthenticatedRequest, pool_id: int, body: QuotaIn) -> dic
     check_admin(request.user, quotas.EDIT_QUOTAS)
     pool = quotas.get_pool(pool_id)
     team = get_team(request.user, body.team) if body.team is not None else None
-    quota = quotas.edit_quota(
+    quotas.edit_quota(
         request.user,
         pool,
         team,
         body.dict(exclude={"team", "reason"}, exclude_unset=True),
         body.reason,
     )
-    return next(
-        to_quota_row(team_usage)
-        for team_usage in usage.list_team_usage(request.user, pool)
-        if team_usage.quota.team_id == quota.team_id
-    )
+    return to_quota_row(usage.get_team_usage(pool, team))
 
 
 @router.post("/pools/{int:pool_id}/hold", response=PoolOut)
@@ -140,9 +137,12 @@ def set_personal_quota(
 
 @router.get("/disk", response=DiskOut)
 def read_disk_usage(request: AuthenticatedRequest) -> Any:
-    """Disk usage and quotas of you and your teams, and the largest items that you may see."""
+    """Disk usage and quotas of you and your first 50 teams, and the largest items that you may
+    see.
+    """
+    teams = request.user.teams.order_by("name")[:MAX_LISTED_TEAMS]
     return {
-        "usage": disk_quota.list_own_usages(request.user),
+        "usage": disk_quota.list_disk_usages([request.user, *teams]),
         "items": disk_quota.list_items(request.user),
     }
 
@@ -170,6 +170,7 @@ def set_team_disk_quota(
 
 
 @router.get("/usage", response=list[UsageOut])
+@paginate(Pagination)
 def read_usage(
     request: AuthenticatedRequest, month: Annotated[str, Query(max_length=7)] = ""
 ) -> Any:

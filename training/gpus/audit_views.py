@@ -12,7 +12,6 @@ from typing import Any
 from urllib.parse import urlencode
 
 from django.contrib import messages
-from django.core.paginator import Paginator
 from django.db.models import Q
 from django.http import HttpResponse, HttpResponseBase, StreamingHttpResponse
 from django.shortcuts import get_object_or_404, redirect, render
@@ -22,6 +21,7 @@ from training.gpus import audit as audit_log
 from training.gpus import quotas, usage
 from training.gpus.models import AuditEntry, Device
 from training.people.models import User
+from training.people.pagination import paginate
 from training.people.permissions import check_admin
 from training.people.requests import AuthenticatedRequest, async_chunks
 
@@ -57,7 +57,7 @@ def show_audit_log(request: AuthenticatedRequest) -> HttpResponse:
     rows = filter_audit_entries(request.user, action, text)
     is_verified = bool(request.GET.get("check")) and request.user.is_superuser
     values = {
-        "page": Paginator(rows, ENTRIES_PER_PAGE).get_page(request.GET.get("page")),
+        "page": paginate(request, rows, ENTRIES_PER_PAGE),
         "actions": sorted(
             set(AuditEntry.objects.order_by().values_list("action", flat=True).distinct())
         ),

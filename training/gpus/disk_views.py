@@ -13,12 +13,14 @@ from training.errors import UserError
 from training.gpus import quotas
 from training.people import disk_quota
 from training.people.models import Team, User
+from training.people.pagination import paginate
 from training.people.permissions import check_admin
 from training.people.requests import AuthenticatedRequest
 from training.people.teams import get_team
 from training.people.users import get_user_by_name
 
 GB = 10**9
+TEAMS_PER_PAGE = 20
 
 
 @require_safe
@@ -27,8 +29,10 @@ def show_disk_usage(request: AuthenticatedRequest) -> HttpResponse:
     if user.is_superuser:
         for model in (User, Team):
             holders += disk_quota.list_largest_holders(model)
+    teams = paginate(request, user.teams.order_by("name"), TEAMS_PER_PAGE, "teams")
     values = {
-        "usages": disk_quota.list_own_usages(user),
+        "teams": teams,
+        "usages": disk_quota.list_disk_usages([user, *teams]),
         "items": disk_quota.list_items(user),
         "holders": holders,
         "max_items": disk_quota.MAX_ITEMS,

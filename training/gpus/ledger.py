@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Collection, Iterable
+from collections.abc import Collection
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
-from django.db.models import Q
+from django.db.models import Q, QuerySet
 from django.utils import timezone
 
 from training.gpus.models import Allocation
@@ -46,7 +46,7 @@ def count_seconds_within(
     return max(0.0, (until - max(allocation.started_at, begin)).total_seconds())
 
 
-def find_overlapping(begin: datetime, end: datetime, **filters: object) -> Iterable[Allocation]:
+def find_overlapping(begin: datetime, end: datetime, **filters: object) -> QuerySet[Allocation]:
     """Allocations that overlap [begin, end)."""
     open_or_later = Q(released_at=None) | Q(released_at__gt=begin)
     return Allocation.objects.filter(open_or_later, started_at__lt=end, **filters).select_related(

@@ -6,9 +6,11 @@ from __future__ import annotations
 
 import calendar
 from collections import Counter, defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
+from django.db.models import Q, QuerySet
 from django.utils import timezone
 
 from training.errors import UserError
@@ -78,51 +80,54 @@ def can_view_quotas(user: User) -> bool:
     return visible_ids is None or bool(visible_ids)
 
 
-def list_team_usage(user: User, pool: Pool) -> list[TeamUsage]:
-    """A row for each team that the user may see. Admins also get one for users without a team."""
-    now = timezone.now()
+def list_quota_teams(user: User) -> list[Team | None]:
+    """The teams whose usage a user may see. For admins, None stands for the users without a
+    team.
+    """
     visible_ids = get_visible_team_ids(user)
+    teams = Team.objects.order_by("name")
+    return [*teams, None] if visible_ids is None else list(teams.filter(pk__in=visible_ids))
+
+
+def get_team_usage(pool: Pool, team: Team | None) -> TeamUsage:
+    return list_team_usage([(pool, team)])[0]
+
+
+def list_team_usage(pairs: Sequence[tuple[Pool, Team | None]]) -> list[TeamUsage]:
+    """A row for each pair, with four queries for any number of them."""
+    now = timezone.now()
+    pools = {pool.pk for pool, _ in pairs}
     quotas = {
-        quota.team_id: quota
-        for quota in Quota.objects.filter(pool=pool).select_related("team", "pool")
+        (quota.pool_id, quota.team_id): quota for quota in Quota.objects.filter(pool__in=pools)
     }
-    allocations = Allocation.objects.filter(device__pool=pool, released_at=None)
-    device_counts: Counter[int | None] = Counter(allocations.values_list("team_id", flat=True))
-    used = ledger.get_seconds_this_month("team_id", now, device__pool=pool)
-    teams: list[Team | None] = list(
-        Team.objects.order_by("name")
-        if visible_ids is None
-        else Team.objects.filter(pk__in=visible_ids).order_by("name")
+    open_allocations = Allocation.objects.filter(device__pool__in=pools, released_at=None)
+    device_counts: Counter[tuple[int, int | None]] = Counter(
+        open_allocations.values_list("device__pool", "team")
     )
-    if visible_ids is None:
-        teams.append(None)
+    used: dict[tuple[int, int | None], float] = defaultdict(float)
+    begin, end = ledger.get_month_bounds(now)
+    for one in ledger.find_overlapping(begin, end, device__pool__in=pools):
+        seconds = ledger.count_seconds_within(one, begin, end, now)
+        used[one.device.pool_id, one.team_id] += seconds
     rows = []
-    for team in teams:
-        key = team.pk if team else None
-        quota = quotas.get(key) or Quota(pool=pool, team=team)
-        rows.append(
-            TeamUsage(
-                team,
-                quota,
-                device_counts[key],
-                build_monthly_hours(
-                    used.get(key, 0.0), quota.hours_per_month, quota.is_hard_budget, now
-                ),
-            )
-        )
+    for pool, team in pairs:
+        key = (pool.pk, team.pk if team else None)
+        quota = quotas.get(key) or Quota()
+        quota.pool, quota.team = pool, team
+        hours = build_monthly_hours(used[key], quota.hours_per_month, quota.is_hard_budget, now)
+        rows.append(TeamUsage(team, quota, device_counts[key], hours))
     return rows
 
 
-def list_person_usage() -> list[PersonUsage]:
-    """A row for each active user, with their devices over all pools."""
+def list_person_usage(users: Sequence[User]) -> list[PersonUsage]:
+    """A row for each user, with their devices over all pools."""
     now = timezone.now()
-    quotas = {quota.user_id: quota for quota in PersonalQuota.objects.all()}
-    device_counts = Counter(
-        Allocation.objects.filter(released_at=None).values_list("user", flat=True)
-    )
-    used = ledger.get_seconds_this_month("user_id", now)
+    quotas = {quota.user_id: quota for quota in PersonalQuota.objects.filter(user__in=users)}
+    open_allocations = Allocation.objects.filter(released_at=None, user__in=users)
+    device_counts = Counter(open_allocations.values_list("user", flat=True))
+    used = ledger.get_seconds_this_month("user_id", now, user__in=users)
     rows = []
-    for user in User.objects.filter(is_active=True).order_by("username"):
+    for user in users:
         quota = quotas.get(user.pk) or PersonalQuota(user=user)
         rows.append(
             PersonUsage(
@@ -208,13 +213,12 @@ def list_report_rows(user: User, moment: datetime) -> list[ledger.UsageRow]:
     return [row for row in ledger.build_month_report(moment) if row.team in names]
 
 
-def list_intervals(user: User, begin: datetime) -> dict[int, list[Allocation]]:
-    """Allocations since `begin` by device: all for admins, else those of the user and of the teams
-    that they lead.
+def find_intervals(user: User, begin: datetime) -> QuerySet[Allocation]:
+    """Allocations since `begin`: all for admins, else those of the user and of the teams that they
+    lead.
     """
+    intervals = ledger.find_overlapping(begin, timezone.now() + timedelta(seconds=1))
     visible_ids = get_visible_team_ids(user)
-    by_device: dict[int, list[Allocation]] = defaultdict(list)
-    for one in ledger.find_overlapping(begin, timezone.now() + timedelta(seconds=1)):
-        if visible_ids is None or one.team_id in visible_ids or one.user_id == user.pk:
-            by_device[one.device_id].append(one)
-    return by_device
+    if visible_ids is None:
+        return intervals
+    return intervals.filter(Q(team__in=visible_ids) | Q(user=user))

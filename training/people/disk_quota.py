@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import shutil
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,12 +40,6 @@ class StoredKind:
     is_in_use: Q  # rows that cannot be deleted now
     in_use_reason: str
     is_growing: Q = NO_ROWS  # rows whose `disk_bytes` is what their files may take
-
-    def filter_holder(self, holder: User | Team) -> QuerySet[Any]:
-        """The items that count towards the quota of a user or team."""
-        path = self.owner if isinstance(holder, User) else self.team
-        rows: QuerySet[Any] = self.model._base_manager.all()
-        return rows.filter(**{path: holder}) if path else rows.none()
 
     def filter_visible(self, user: User) -> QuerySet[Any]:
         rows: QuerySet[Any] = self.model._base_manager.all()
@@ -109,17 +103,44 @@ def get_quota(holder: User | Team) -> int | None:
 
 
 def get_disk_usage(holder: User | Team) -> DiskUsage:
-    by_kind = {
-        kind.title: kind.filter_holder(holder).aggregate(total=Sum("disk_bytes"))["total"] or 0
-        for kind in KINDS
+    return list_disk_usages([holder])[0]
+
+
+def list_disk_usages(holders: Sequence[User | Team]) -> list[DiskUsage]:
+    """What each of them uses, with two queries for each kind."""
+    totals = {
+        model: sum_by_holder(model, [one.pk for one in holders if isinstance(one, model)])
+        for model in (User, Team)
     }
-    return DiskUsage(holder, by_kind, get_quota(holder))
+    usages = []
+    for holder in holders:
+        model = Team if isinstance(holder, Team) else User
+        used = totals[model].get(holder.pk, Counter())
+        by_kind = {kind.title: used[kind.title] for kind in KINDS}
+        usages.append(DiskUsage(holder, by_kind, get_quota(holder)))
+    return usages
 
 
-def list_own_usages(user: User) -> list[DiskUsage]:
-    """The usage of the user and of each of their teams."""
-    holders: list[User | Team] = [user, *user.teams.order_by("name")]
-    return [get_disk_usage(holder) for holder in holders]
+def sum_by_holder(
+    model: type[User] | type[Team], holder_ids: Sequence[int] | None = None
+) -> dict[int, Counter[str]]:
+    """The bytes of each kind that count towards the quota of each user or team, by its id. None
+    stands for all of them.
+    """
+    totals: dict[int, Counter[str]] = {}
+    if holder_ids is not None and not holder_ids:
+        return totals
+    for kind in KINDS:
+        path = kind.owner if model is User else kind.team
+        if path is None:
+            continue
+        rows = kind.model._base_manager.order_by()
+        if holder_ids is not None:
+            rows = rows.filter(**{f"{path}__in": holder_ids})
+        for row in rows.values(holder=F(path)).annotate(total=Sum("disk_bytes")):
+            if row["holder"] is not None and row["total"]:
+                totals.setdefault(row["holder"], Counter())[kind.title] += row["total"]
+    return totals
 
 
 def get_free_bytes(owner: User, team: Team | None) -> int | None:
@@ -182,15 +203,7 @@ def list_items_of_kind(kind: StoredKind, user: User) -> Iterator[StoredItem]:
 
 def list_largest_holders(model: type[User] | type[Team]) -> list[DiskUsage]:
     """The users or teams whose items take most, largest first, for admins."""
-    totals: dict[int, Counter[str]] = {}
-    for kind in KINDS:
-        path = kind.owner if model is User else kind.team
-        if path is None:
-            continue
-        sums = kind.model._base_manager.order_by().values(holder=F(path))
-        for row in sums.annotate(total=Sum("disk_bytes")):
-            if row["holder"] is not None and row["total"]:
-                totals.setdefault(row["holder"], Counter())[kind.title] += row["total"]
+    totals = sum_by_holder(model)
     largest = sorted(totals, key=lambda pk: -totals[pk].total())[:MAX_ITEMS]
     holders: dict[int, Any] = model._base_manager.in_bulk(largest)
     return [DiskUsage(holders[pk], dict(totals[pk]), get_quota(holders[pk])) for pk in largest]

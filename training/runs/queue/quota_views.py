@@ -105,11 +105,7 @@ def edit_quota(request: AuthenticatedRequest, pool_id: int, team_id: int) -> Htt
     quotas.check_lead_or_admin(request.user)
     pool = quotas.get_pool(pool_id)
     team = get_visible_team(request.user, team_id)
-    team_usage = next(
-        row
-        for row in usage.list_team_usage(request.user, pool)
-        if row.quota.team_id == (team.pk if team else None)
-    )
+    team_usage = usage.get_team_usage(pool, team)
     values: dict[str, Any] = {
         "pool": pool,
         "team": team,
