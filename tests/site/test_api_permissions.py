@@ -47,6 +47,7 @@ MATRIX = {
     "get /people/teams": ALL,
     "post /people/teams": ADMIN,
     "get /people/teams/{team_id}": READ,
+    "get /people/teams/{team_id}/members": READ,
     "put /people/teams/{team_id}/members/{username}": LEAD,
     # bob leaves the team
     "delete /people/teams/{team_id}/members/{username}": {**LEAD, "bob": "y"},
@@ -67,6 +68,7 @@ MATRIX = {
     "post /datasets/uploads/{upload_id}/save": CHANGE,
     "get /datasets/versions/{version_id}/rows": READ,
     "get /datasets/{dataset_id}": READ,
+    "get /datasets/{dataset_id}/versions": READ,
     "patch /datasets/{dataset_id}": CHANGE,
     "delete /datasets/{dataset_id}": CHANGE,
     "get /runs/settings": ALL,

@@ -8,11 +8,15 @@ class CatalogConfig(AppConfig):
 
     def ready(self) -> None:
         from training.catalog.models import BaseModel, ModelState
+        from training.catalog.option_sources import OFFERED_MODELS, READY_MODELS
         from training.catalog.services import IMPORT_JOB
         from training.jobs.kinds import register_kind
         from training.people import disk_quota
+        from training.people.options import register_source
 
         register_kind(IMPORT_JOB)
+        register_source(READY_MODELS)
+        register_source(OFFERED_MODELS)
         disk_quota.KINDS.append(
             disk_quota.StoredKind(
                 title="Base models",

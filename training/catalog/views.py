@@ -5,24 +5,24 @@ from __future__ import annotations
 from django.contrib import messages
 from django.http import HttpResponse
 from django.shortcuts import get_object_or_404, redirect, render
-from django.urls import reverse
 from django.views.decorators.http import require_POST, require_safe
 
 from training.catalog import services
 from training.catalog.models import BaseModel, ModelState
 from training.errors import UserError
+from training.people.pagination import paginate
 from training.people.requests import AuthenticatedRequest
+
+MODELS_PER_PAGE = 50
 
 
 @require_safe
 def show_models(request: AuthenticatedRequest) -> HttpResponse:
-    base_models = BaseModel.objects.all()
-    is_importing = any(
-        model.state in (ModelState.WAITING, ModelState.IMPORTING) for model in base_models
-    )
+    page = paginate(request, BaseModel.objects.all(), MODELS_PER_PAGE)
+    is_importing = any(model.state in (ModelState.WAITING, ModelState.IMPORTING) for model in page)
     template = "catalog/_cards.html" if request.headers.get("HX-Request") else "catalog/models.html"
-    poll_address = reverse("models") if is_importing else ""
-    return render(request, template, {"models": base_models, "poll_address": poll_address})
+    poll_address = request.get_full_path() if is_importing else ""
+    return render(request, template, {"page": page, "poll_address": poll_address})
 
 
 @require_safe
@@ -43,9 +43,8 @@ def add_model(request: AuthenticatedRequest) -> HttpResponse:
             model = services.add_folder(request.user, location)
             messages.success(request, f"{model.name} added.")
     except UserError as error:
-        base_models = BaseModel.objects.all()
         context = {
-            "models": base_models,
+            "page": paginate(request, BaseModel.objects.all(), MODELS_PER_PAGE),
             "error": error,
             "location": location,
             "source": request.POST.get("source"),

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Annotated, Any, cast
 
 from django.core.files.uploadedfile import TemporaryUploadedFile
+from django.db.models import Prefetch
 from ninja import File, Form, Query, Router, Schema, Status
 from ninja.files import UploadedFile
 from ninja.pagination import paginate
@@ -15,7 +16,7 @@ from training.datasets import services, uploads
 from training.datasets.build import BuildOptions
 from training.datasets.column_mapping import ROW_FORMATS, ColumnMapping
 from training.datasets.examples import add_example
-from training.datasets.models import Dataset, Upload, UploadState
+from training.datasets.models import Dataset, DatasetVersion, Upload, UploadState
 from training.datasets.permissions import get_visible_version
 from training.datasets.preview import load_rows, preview_rows
 from training.datasets.upload_handler import format_upload_limit, save_pasted_rows, was_too_large
@@ -26,6 +27,7 @@ from training.people.requests import AuthenticatedRequest
 
 router = Router(tags=["datasets"])
 MAX_ROWS_PER_REQUEST = 100
+MAX_LISTED_VERSIONS = 10
 MAPPING_EXAMPLE: JsonDict = {
     "row_format": "pairs",
     "columns": {"prompt": "question", "completion": "answer"},
@@ -52,11 +54,19 @@ class DatasetOut(Schema):
     license: str
     owner: str
     created_at: datetime
-    versions: list[VersionOut]
+    versions: list[VersionOut] = Field(
+        description=f"the newest {MAX_LISTED_VERSIONS}; GET /datasets/ID/versions lists all"
+    )
 
     @staticmethod
     def resolve_owner(row: Dataset) -> str:
         return str(row.owner.username)
+
+    @staticmethod
+    def resolve_versions(row: Dataset) -> Any:
+        if hasattr(row, "newest_versions"):
+            return row.newest_versions
+        return list(row.versions.all()[:MAX_LISTED_VERSIONS])
 
 
 class UploadOut(Schema):
@@ -107,10 +117,15 @@ class NameIn(Schema):
 @router.get("", response=list[DatasetOut])
 @paginate(Pagination)
 def list_datasets(request: AuthenticatedRequest) -> Any:
+    newest_versions = Prefetch(
+        "versions",
+        queryset=DatasetVersion.objects.all()[:MAX_LISTED_VERSIONS],
+        to_attr="newest_versions",
+    )
     return (
         Dataset.objects.visible_to(request.user)
         .select_related("owner")
-        .prefetch_related("versions")
+        .prefetch_related(newest_versions)
     )
 
 
@@ -229,6 +244,13 @@ def read_rows(
 @router.get("/{int:dataset_id}", response=DatasetOut)
 def read_dataset(request: AuthenticatedRequest, dataset_id: int) -> Dataset:
     return get_visible(Dataset, request.user, dataset_id, "owner")
+
+
+@router.get("/{int:dataset_id}/versions", response=list[VersionOut])
+@paginate(Pagination)
+def list_versions(request: AuthenticatedRequest, dataset_id: int) -> Any:
+    """All versions, the newest first."""
+    return get_visible(Dataset, request.user, dataset_id).versions.all()
 
 
 @router.patch("/{int:dataset_id}", response=DatasetOut)

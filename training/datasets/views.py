@@ -5,6 +5,7 @@ statistics.
 from __future__ import annotations
 
 from django.contrib import messages
+from django.db.models import Prefetch
 from django.http import HttpResponse
 from django.shortcuts import redirect, render
 from django.views.decorators.http import require_POST, require_safe
@@ -16,25 +17,37 @@ from training.datasets.preview import ROWS_PER_PAGE, load_turns
 from training.datasets.rows import SPLITS
 from training.errors import NotFound
 from training.formatting import format_bytes
+from training.people.pagination import paginate
 from training.people.permissions import get_visible
 from training.people.requests import AuthenticatedRequest, parse_int_or_zero
+
+DATASETS_PER_PAGE = 50
+DRAFTS_PER_PAGE = 20
+VERSIONS_PER_PAGE = 20
 
 
 @require_safe
 def list_datasets(request: AuthenticatedRequest) -> HttpResponse:
+    newest_version = Prefetch(
+        "versions", queryset=DatasetVersion.objects.defer("report")[:1], to_attr="newest_version"
+    )
     rows = (
         Dataset.objects.visible_to(request.user)
         .select_related("owner", "team")
-        .prefetch_related("versions")
+        .prefetch_related(newest_version)
     )
-    used_sources = {row.source for row in rows if row.owner_id == request.user.pk}
-    examples = [example for example in EXAMPLES.values() if example.source not in used_sources]
+    used_sources = set(
+        Dataset.objects.filter(
+            owner=request.user, source__in=[example.source for example in EXAMPLES.values()]
+        ).values_list("source", flat=True)
+    )
     drafts = Upload.objects.filter(owner=request.user, dataset=None).exclude(state=UploadState.DONE)
-    return render(
-        request,
-        "datasets/datasets.html",
-        {"datasets": rows, "examples": examples, "drafts": drafts},
-    )
+    values = {
+        "page": paginate(request, rows, DATASETS_PER_PAGE),
+        "examples": [one for one in EXAMPLES.values() if one.source not in used_sources],
+        "drafts": paginate(request, drafts, DRAFTS_PER_PAGE, "drafts"),
+    }
+    return render(request, "datasets/datasets.html", values)
 
 
 @require_POST
@@ -50,36 +63,35 @@ def use_example(request: AuthenticatedRequest, key: str) -> HttpResponse:
 def show_dataset(request: AuthenticatedRequest, dataset_id: int) -> HttpResponse:
     """The rows of a dataset; `?version=N` shows an older version."""
     dataset = get_visible(Dataset, request.user, dataset_id, "owner", "team")
-    versions = list(dataset.versions.select_related("upload"))
-    version = find_version(versions, request.GET.get("version", ""))
+    version = find_version(dataset, request.GET.get("version", ""))
     split = request.GET.get("split", "train")
     split = split if split in SPLITS else "train"
-    total = version.count_rows(split)
-    page = min(
-        max(1, parse_int_or_zero(request.GET.get("page", "1"))), max(1, -(-total // ROWS_PER_PAGE))
-    )
-    start = (page - 1) * ROWS_PER_PAGE
+    page = paginate(request, range(version.count_rows(split)), ROWS_PER_PAGE)
+    start = (page.number - 1) * ROWS_PER_PAGE
     context = {
         "dataset": dataset,
         "version": version,
-        "versions": versions,
+        "versions": paginate(
+            request, dataset.versions.defer("report"), VERSIONS_PER_PAGE, "versions"
+        ),
         "split": split,
         "splits": [(name, title, version.count_rows(name)) for name, title in SPLITS.items()],
         "rows": list(enumerate(load_turns(version, split, start), start=start + 1)),
-        "total": total,
         "page": page,
         "start": start,
-        "pages": max(1, -(-total // ROWS_PER_PAGE)),
     }
     return render(request, "datasets/dataset.html", context)
 
 
-def find_version(versions: list[DatasetVersion], requested: str) -> DatasetVersion:
-    wanted = parse_int_or_zero(requested) if requested else versions[0].number
-    for version in versions:
-        if version.number == wanted:
-            return version
-    raise NotFound(f"Version {requested[:20]} of this dataset not found.")
+def find_version(dataset: Dataset, requested: str) -> DatasetVersion:
+    """The requested version, by default the newest. Raises NotFound."""
+    versions = dataset.versions.select_related("upload")
+    if requested:
+        versions = versions.filter(number=parse_int_or_zero(requested))
+    version: DatasetVersion | None = versions.first()
+    if version is None:
+        raise NotFound(f"Version {requested[:20]} of this dataset not found.")
+    return version
 
 
 @require_POST
