@@ -8,14 +8,18 @@ class RunsConfig(AppConfig):
 
     def ready(self) -> None:
         from training.people import disk_quota
+        from training.people.options import register_source
         from training.runs.live.change_watcher import notify_browsers
         from training.runs.models import Run
+        from training.runs.option_sources import FILTER_SOURCES
         from training.runs.signals import run_changed, run_queued
         from training.runs.states import UNFINISHED
         from training.runs.worker.tasks import enqueue_supervision
 
         run_queued.connect(enqueue_supervision)
         run_changed.connect(notify_browsers)
+        for source in FILTER_SOURCES.values():
+            register_source(source)
         disk_quota.KINDS.append(
             disk_quota.StoredKind(
                 title="Runs with checkpoints",

@@ -9,12 +9,13 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlencode
 
-from django.core.paginator import Page, Paginator
 from django.db.models import F, Q
 
 from training.errors import UserError, to_one_line
 from training.people.models import User
+from training.people.options import Options, list_options
 from training.runs.models import Run
+from training.runs.option_sources import FILTER_SOURCES
 from training.runs.states import State
 
 RUNS_PER_PAGE = 50
@@ -110,17 +111,10 @@ def filter_runs(user: User, run_filters: RunFilters) -> Any:
     return rows.order_by(order, "-pk")
 
 
-def paginate_runs(user: User, run_filters: RunFilters, page_number: str | None) -> Page[Any]:
-    return Paginator(filter_runs(user, run_filters), RUNS_PER_PAGE).get_page(page_number)
-
-
-def list_filter_choices(user: User) -> dict[str, list[str]]:
+def list_filter_options(user: User, run_filters: RunFilters) -> dict[str, Options]:
     """The values that occur in each filter's field. One query per filter."""
-    rows = Run.objects.visible_to(user).order_by()
-    choices = {
-        name: sorted(rows.values_list(field, flat=True).distinct())
-        for name, field in EXACT_FILTERS.items()
-        if name != "state"
+    current = {**run_filters.values, "tag": run_filters.tag}
+    return {
+        name: list_options(user, source, current.get(name))
+        for name, source in FILTER_SOURCES.items()
     }
-    tag_lists = rows.exclude(tags="").values_list("tags", flat=True).distinct()
-    return {**choices, "tag": sorted({tag for tags in tag_lists for tag in tags.split(",") if tag})}

@@ -15,6 +15,7 @@ from training.webhooks.services import enqueue_deliveries
 
 # Pages poll every 5 s, hidden tabs once a minute; the browser remembers what it has shown
 NOTIFY_WINDOW_SECONDS = 300
+MAX_NOTIFICATIONS = 20
 
 
 def notify_run_ended(run_id: int) -> None:
@@ -38,12 +39,14 @@ def notify_run_ended(run_id: int) -> None:
 
 
 def get_recently_ended(user: User) -> list[dict[str, Any]]:
-    """The user's own runs that ended within NOTIFY_WINDOW_SECONDS, for browser notifications."""
+    """The user's own runs that ended within NOTIFY_WINDOW_SECONDS, the last MAX_NOTIFICATIONS of
+    them, for browser notifications.
+    """
     since = timezone.now() - timedelta(seconds=NOTIFY_WINDOW_SECONDS)
     rows = Run.objects.filter(owner=user, state__in=ENDED, finished_at__gte=since).only(
         "pk", "name", "state", "finished_at"
     )
     return [
         {"id": run.pk, "name": run.name, "state": State(run.state).label, "at": run.finished_at}
-        for run in rows
+        for run in rows.order_by("-finished_at")[:MAX_NOTIFICATIONS]
     ]

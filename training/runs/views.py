@@ -16,6 +16,7 @@ from training.engine.metrics import metrics_as_dicts
 from training.errors import NotFound, UserError
 from training.formatting import format_bytes
 from training.gpus import allocations
+from training.people.pagination import paginate
 from training.people.permissions import get_changeable, get_visible
 from training.people.requests import AuthenticatedRequest, async_chunks, parse_int_or_zero
 from training.runs import actions, filters, run_files
@@ -36,11 +37,10 @@ CHART_POINTS = 600  # a line has twice as many points, about one per pixel of a 
 @require_safe
 def list_runs(request: AuthenticatedRequest) -> HttpResponse:
     run_filters = filters.RunFilters.from_query(request.GET.dict())
-    page = filters.paginate_runs(request.user, run_filters, request.GET.get("page"))
+    page = paginate(request, filters.filter_runs(request.user, run_filters), filters.RUNS_PER_PAGE)
     has_unfinished = any(run.state in UNFINISHED for run in page)
     values = {
         "page": page,
-        "list_query": run_filters.build_query_string(),
         "run_filters": run_filters,
         "run_rows": [(run, get_run_status(run)) for run in page],
         "poll_address": request.get_full_path() if has_unfinished else "",
@@ -57,7 +57,7 @@ def list_runs(request: AuthenticatedRequest) -> HttpResponse:
         return vary_on_htmx(render(request, "runs/_table.html", values))
     values |= {
         "states": State.choices,
-        "filter_choices": filters.list_filter_choices(request.user),
+        "filter_options": filters.list_filter_options(request.user, run_filters),
         "is_filtered": bool(run_filters.build_query_string(sort="")),
         "has_data": Dataset.objects.visible_to(request.user).exists(),
         "has_archived": not page.paginator.count and Run.objects.visible_to(request.user).exists(),

@@ -13,10 +13,12 @@ from django.utils.http import urlencode
 from django.views.decorators.http import require_safe
 
 from training.catalog.models import BaseModel, ModelState
+from training.catalog.option_sources import READY_MODELS
 from training.datasets.permissions import get_visible_version
 from training.datasets.preview import load_rows
 from training.engine.config import RunConfig
 from training.errors import UserError
+from training.people.options import list_options
 from training.people.requests import AuthenticatedRequest, parse_int_or_zero
 from training.runs.forecast import token_lengths
 
@@ -29,12 +31,9 @@ def show_training_tokens(request: AuthenticatedRequest, version_id: int) -> Http
     ready.
     """
     version = get_visible_version(request.user, version_id)
-    models = list(BaseModel.objects.filter(state=ModelState.READY).order_by("name"))
+    ready_models = BaseModel.objects.filter(state=ModelState.READY).order_by("name")
     model_id = parse_int_or_zero(request.GET.get("model", ""))
-    model = next(
-        (candidate for candidate in models if candidate.pk == model_id),
-        models[0] if models else None,
-    )
+    model = ready_models.filter(pk=model_id).first() or ready_models.first()
     split = request.GET.get("split", "train")
     counts = {
         "train": version.train_rows,
@@ -45,7 +44,7 @@ def show_training_tokens(request: AuthenticatedRequest, version_id: int) -> Http
     prompt = request.GET.get("prompt") == "on"
     values: dict[str, Any] = {
         "version": version,
-        "models": models,
+        "models": list_options(request.user, READY_MODELS, model.pk if model else ""),
         "model": model,
         "split": split,
         "prompt": prompt,

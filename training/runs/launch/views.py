@@ -11,11 +11,12 @@ from django.shortcuts import redirect, render
 from django.views.decorators.http import require_http_methods, require_POST, require_safe
 
 from training.auto.plan_types import GOALS
-from training.catalog.models import BaseModel, ModelState
-from training.datasets.models import Dataset
+from training.catalog.option_sources import OFFERED_MODELS
+from training.datasets.option_sources import DATASET_VERSIONS
 from training.engine.config import RunConfig
 from training.errors import Conflict, NotFound, UserError
-from training.gpus.models import Pool
+from training.gpus.option_sources import POOLS
+from training.people.options import Options, list_options
 from training.people.permissions import get_visible
 from training.people.requests import AuthenticatedRequest, parse_int_or_zero
 from training.runs.forecast import token_lengths
@@ -143,23 +144,20 @@ def render_page(
     request: AuthenticatedRequest, launch_input: LaunchInput, error: UserError | None
 ) -> HttpResponse:
     """The launch page. The model and the data are preselected if there is only one."""
-    datasets = Dataset.objects.visible_to(request.user).prefetch_related("versions")
-    versions = [version for dataset in datasets for version in dataset.versions.all()]
-    offered = get_offered_models()
-    single_choices = {
-        name: str(some[0].pk)
-        for name, some in (("data", versions), ("model", offered["models"]))
-        if len(some) == 1
+    texts = dict(launch_input.selection.texts)
+    options = {
+        name: list_options(request.user, source, texts[name])
+        for name, source in (
+            ("data", DATASET_VERSIONS),
+            ("model", OFFERED_MODELS),
+            ("pool", POOLS),
+        )
     }
-    selection = Selection(
-        request.user,
-        launch_input.selection.texts
-        | {
-            name: pk
-            for name, pk in single_choices.items()
-            if not launch_input.selection.texts[name]
-        },
-    )
+    for name in ("data", "model"):
+        if not texts[name] and len(options[name].rows) == 1:
+            texts[name] = options[name].rows[0].value
+            options[name] = options[name].select(texts[name])
+    selection = Selection(request.user, texts)
     if launch_input.is_auto and launch_input.plan_state is None:
         launch_input = build_planned_input(selection, request.POST)
     else:
@@ -171,10 +169,9 @@ def render_page(
         error = error or not_found
     priorities = [choice for choice in Priority.choices if choice[0] != Priority.URGENT]
     context = {
-        **offered,
-        "versions": versions,
+        "options": options,
+        "unready": describe_unready(options["model"]),
         "chosen": selection.texts,
-        "pools": Pool.objects.all(),
         "priorities": Priority.choices if request.user.is_superuser else priorities,
         "start_version": start_version,
         "error": error,
@@ -186,11 +183,11 @@ def render_page(
     return render(request, "runs/new.html", context, status=error.status if error else 200)
 
 
-def get_offered_models() -> dict[str, Any]:
-    """The options of the base model select. `unready` is empty once every model is ready."""
-    models = list(BaseModel.objects.exclude(state=ModelState.FAILED))
-    unready = [f"{model.pk}-{model.state}" for model in models if model.state != ModelState.READY]
-    return {"models": models, "unready": ".".join(unready)}
+def describe_unready(models: Options) -> str:
+    """The offered models that are not ready, with their states. Empty once every model is."""
+    return ".".join(
+        f"{one.value}-{one.unavailable_reason}" for one in models.rows if one.unavailable_reason
+    )
 
 
 @require_safe
@@ -198,11 +195,12 @@ def refresh_model_select(request: AuthenticatedRequest) -> HttpResponse:
     """The select of base models, which polls while a model is imported. Responds with 204 if
     nothing has changed, so that an open list does not close.
     """
-    offered = get_offered_models()
-    if offered["unready"] == request.GET.get("unready"):
+    models = list_options(request.user, OFFERED_MODELS, request.GET.get("model", ""))
+    unready = describe_unready(models)
+    if unready == request.GET.get("unready"):
         return HttpResponse(status=204)
-    chosen = {"model": request.GET.get("model", "")}
-    response = render(request, "runs/_model_select.html", {**offered, "chosen": chosen})
+    context = {"options": {"model": models}, "unready": unready}
+    response = render(request, "runs/_model_select.html", context)
     response["HX-Trigger-After-Swap"] = "measured"  # refreshes the summary card
     return response
 
