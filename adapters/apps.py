@@ -16,11 +16,13 @@ class AdaptersConfig(AppConfig):
         from adapters.export.hub import PUSH_JOB
         from adapters.export.merge import MERGE_JOB
         from adapters.models import AdapterVersion, Deployment
+        from adapters.option_sources import ADAPTER_VERSIONS, PROMPT_SETS
         from adapters.registry import continue_training, services
         from adapters.serving import usage
         from training.jobs.kinds import register_kind
         from training.jobs.services import find_busy_ids
         from training.people import disk_quota
+        from training.people.options import register_source
         from training.runs.launch.start_version import register_resolver
         from training.runs.worker import main, outcomes
 
@@ -29,6 +31,8 @@ class AdaptersConfig(AppConfig):
         main.PERIODIC_TASKS.append((usage.prune_request_logs, 3600.0))
         for kind in (MERGE_JOB, GGUF_JOB, PUSH_JOB, WEIGHT_ANALYSIS_JOB, REPLIES_JOB):
             register_kind(kind)
+        for source in (ADAPTER_VERSIONS, PROMPT_SETS):
+            register_source(source)
         deployed = Deployment.objects.order_by()
         disk_quota.KINDS.append(
             disk_quota.StoredKind(

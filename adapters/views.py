@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from django.core.paginator import Paginator
 from django.db.models import Q
 from django.http import HttpResponse, HttpResponseBase, JsonResponse, StreamingHttpResponse
 from django.shortcuts import render
@@ -19,6 +18,7 @@ from adapters.serving import playground
 from training.datasets.permissions import find_visible_version
 from training.datasets.preview import get_random_prompt
 from training.errors import NotFound, UserError, to_one_line
+from training.people.pagination import paginate
 from training.people.permissions import get_visible
 from training.people.requests import AuthenticatedRequest, async_chunks
 from training.runs.metrics.comparison import flatten_dict
@@ -26,7 +26,10 @@ from training.text_input import parse_json
 
 MAX_BODY_BYTES = 200_000
 VERSIONS_PER_PAGE = 100
-MAX_SWITCHES = 12  # deployments offered on a version's page; /deployments lists all
+SIBLINGS = 20
+LINEAGE_PER_PAGE = 60
+DEPLOYMENTS_PER_PAGE = 20
+SWITCHES_PER_PAGE = 12
 
 
 @require_safe
@@ -38,7 +41,7 @@ def list_adapters(request: AuthenticatedRequest) -> HttpResponse:
     query = to_one_line(request.GET.get("q", ""))[:80]
     if query:
         rows = rows.filter(Q(name__icontains=query) | Q(tags__icontains=query))
-    page = Paginator(rows, VERSIONS_PER_PAGE).get_page(request.GET.get("page"))
+    page = paginate(request, rows, VERSIONS_PER_PAGE)
     page_ids = {row.pk for row in page}
     page_deployments = Deployment.objects.filter(Q(version__in=page_ids) | Q(canary__in=page_ids))
     deployed = {row.version_id for row in page_deployments} | {
@@ -63,23 +66,30 @@ def show_adapter(request: AuthenticatedRequest, adapter_id: int) -> HttpResponse
         "parent",
     )
     can_change = AdapterVersion.objects.changeable_by(request.user).filter(pk=version.pk).exists()
-    changeable_deployments = Deployment.objects.changeable_by(request.user).select_related(
-        "version", "canary"
-    )[:MAX_SWITCHES]
+    changeable_deployments = (
+        Deployment.objects.changeable_by(request.user)
+        .exclude(version=version)
+        .select_related("version")
+    )
     siblings = AdapterVersion.objects.visible_to(request.user).filter(
         owner=version.owner, name=version.name
     )
     values = {
         "adapter": version,
         "can_change": can_change,
-        "lineage": actions.build_lineage(request.user, version),
-        "siblings": list(siblings.order_by("number")),
-        "deployed_as": actions.find_deployments(version),
-        "deployments": changeable_deployments,
+        "lineage": paginate(
+            request, actions.build_lineage(request.user, version), LINEAGE_PER_PAGE, "lineage"
+        ),
+        "siblings": list(siblings.order_by("-number")[:SIBLINGS])[::-1],
+        "sibling_count": siblings.count(),
+        "deployed_as": paginate(
+            request, actions.find_deployments(version), DEPLOYMENTS_PER_PAGE, "deployed"
+        ),
+        "deployments": paginate(request, changeable_deployments, SWITCHES_PER_PAGE, "deployments"),
         "votes": votes.get_overall_win_rate(version),
         "settings": flatten_dict(version.provenance.get("settings", {})),
         "suggested": actions.SUGGESTED_TAGS,
-        **get_export_context(version),
+        **get_export_context(request, version),
     }
     return render(request, "adapters/adapter.html", values)
 

@@ -13,19 +13,19 @@ from django.views.decorators.http import require_http_methods, require_POST, req
 
 from adapters.evaluation import benchmark
 from adapters.evaluation.replies import KIND
-from training.catalog.models import BaseModel, ModelState
-from training.datasets.models import Dataset, DatasetVersion
+from training.catalog.models import BaseModel
+from training.catalog.option_sources import READY_MODELS
+from training.datasets.option_sources import DATASET_VERSIONS
 from training.datasets.permissions import get_visible_version
 from training.engine.methods import METHODS
 from training.errors import NotFound, UserError
 from training.jobs.models import OPEN_STATES, Job
+from training.people.options import list_options
 from training.people.permissions import get_changeable, get_visible
 from training.people.requests import AuthenticatedRequest, parse_int_or_zero
 from training.runs.models import Sweep
 from training.runs.states import UNFINISHED
 from training.runs.status import get_run_status
-
-MAX_CHOICES = 200
 
 
 @require_http_methods(["GET", "HEAD", "POST"])
@@ -44,14 +44,12 @@ def new_benchmark(request: AuthenticatedRequest) -> HttpResponse:
 
 
 def get_form_context(request: AuthenticatedRequest) -> dict[str, Any]:
-    visible_datasets = Dataset.objects.visible_to(request.user).values("pk")
+    form = request.POST or request.GET
     return {
-        "bases": BaseModel.objects.filter(state=ModelState.READY),
-        "datasets": DatasetVersion.objects.filter(dataset__in=visible_datasets)
-        .select_related("dataset")
-        .order_by("-pk")[:MAX_CHOICES],
+        "bases": list_options(request.user, READY_MODELS, form.get("model")),
+        "datasets": list_options(request.user, DATASET_VERSIONS, form.get("data")),
         "budget": benchmark.Budget(),
-        "form": request.POST or request.GET,
+        "form": form,
         "methods": [METHODS[name].title for name in benchmark.BENCHMARK_METHODS],
     }
 

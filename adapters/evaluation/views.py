@@ -26,10 +26,12 @@ from adapters.evaluation.replies import Responder
 from adapters.evaluation.scores import METRICS
 from adapters.evaluation.significance import build_verdicts
 from adapters.models import AdapterVersion, PromptSet, Reply
+from adapters.option_sources import PROMPT_SETS
 from training.datasets.permissions import get_visible_version
 from training.engine.metrics import metrics_as_dicts
 from training.errors import NotFound, UserError
 from training.jobs.models import Job, JobState
+from training.people.options import list_options
 from training.people.permissions import get_changeable, get_visible
 from training.people.requests import AuthenticatedRequest, parse_int_or_zero
 from training.runs.metrics import comparison
@@ -37,7 +39,6 @@ from training.runs.models import Run
 
 MIN_VERSIONS, MAX_VERSIONS = 2, 6
 DEFAULT_PROMPTS = 40
-MAX_SETS = 100
 
 
 @dataclass(frozen=True)
@@ -131,7 +132,7 @@ def compare_versions(request: AuthenticatedRequest) -> HttpResponse:
             FIGURES,
         ),
         "chart_metrics": metrics_as_dicts(),
-        "sets": PromptSet.objects.visible_to(request.user)[:MAX_SETS],
+        "sets": list_options(request.user, PROMPT_SETS),
         "datasets": {
             version.data.pk: version.data for version in params.versions if version.data
         }.values(),

@@ -13,9 +13,13 @@ from adapters.export import gguf as export_gguf
 from adapters.export import hub
 from adapters.export import merge as export_merge
 from adapters.models import AdapterVersion, file_stem
+from training.jobs.models import OPEN_STATES
 from training.jobs.services import find_jobs_about
+from training.people.pagination import paginate
 from training.people.permissions import get_changeable, get_visible
 from training.people.requests import AuthenticatedRequest, async_chunks
+
+PUSHES_PER_PAGE = 20
 
 
 @require_safe
@@ -26,14 +30,15 @@ def show_exports(request: AuthenticatedRequest, adapter_id: int) -> HttpResponse
     return render(
         request,
         "adapters/_exports.html",
-        {"adapter": version, "can_change": can_change, **get_export_context(version)},
+        {"adapter": version, "can_change": can_change, **get_export_context(request, version)},
     )
 
 
-def get_export_context(version: AdapterVersion) -> dict[str, Any]:
-    kinds = (export_merge.KIND, export_gguf.KIND, hub.KIND)
-    jobs = list(find_jobs_about(version).filter(kind__in=kinds))
-    is_exporting = any(job.is_open for job in jobs)
+def get_export_context(request: AuthenticatedRequest, version: AdapterVersion) -> dict[str, Any]:
+    jobs = list(find_jobs_about(version).filter(kind__in=(export_merge.KIND, export_gguf.KIND)))
+    pushes = find_jobs_about(version).filter(kind=hub.KIND).order_by("-pk")
+    is_exporting = any(job.is_open for job in jobs) or pushes.filter(state__in=OPEN_STATES).exists()
+    exports_url = f"{reverse('adapter-exports', args=[version.pk])}?{request.GET.urlencode()}"
     merge = next((job for job in jobs if job.kind == export_merge.KIND), None)
     return {
         "merge": merge,
@@ -41,9 +46,9 @@ def get_export_context(version: AdapterVersion) -> dict[str, Any]:
         "ggufs": [
             (job, job.params["quantization"]) for job in jobs if job.kind == export_gguf.KIND
         ],
-        "pushes": [job for job in jobs if job.kind == hub.KIND],
+        "pushes": paginate(request, pushes, PUSHES_PER_PAGE, "pushes"),
         "quantizations": export_gguf.QUANTIZATIONS,
-        "poll_address": reverse("adapter-exports", args=[version.pk]) if is_exporting else "",
+        "poll_address": exports_url if is_exporting else "",
     }
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from django.db import transaction
-from django.db.models import ProtectedError, Q
+from django.db.models import ProtectedError, Q, QuerySet
 
 from adapters.models import AdapterVersion, Deployment
 from training.engine.files import remove_tree
@@ -18,7 +18,7 @@ from training.runs.models import MAX_NOTES_LENGTH, Run
 from training.runs.states import UNFINISHED
 from training.text_input import check_text
 
-MAX_LINEAGE_NODES = 60
+MAX_NAMED_DEPLOYMENTS = 5
 SUGGESTED_TAGS = ("candidate", "production")
 
 
@@ -68,15 +68,16 @@ def delete_version(user: User, version: AdapterVersion, name: str) -> int:
         with transaction.atomic():
             version.delete()  # deletes its jobs, too
     except ProtectedError as error:
-        names = ", ".join(row.name for row in find_deployments(version))
+        deployed = find_deployments(version)[:MAX_NAMED_DEPLOYMENTS]
+        names = ", ".join(row.name for row in deployed)
         raise Conflict(
             f"{version} is deployed as {names}. Switch or delete the deployment first."
         ) from error
     return sum(remove_tree(folder) for folder in dict.fromkeys(folders))
 
 
-def find_deployments(version: AdapterVersion) -> list[Deployment]:
-    return list(Deployment.objects.filter(Q(version=version) | Q(canary=version)))
+def find_deployments(version: AdapterVersion) -> QuerySet[Deployment]:
+    return Deployment.objects.filter(Q(version=version) | Q(canary=version))
 
 
 @dataclass(frozen=True)
@@ -100,8 +101,8 @@ def build_lineage(user: User, version: AdapterVersion) -> list[LineageNode]:
     versions = {
         row.pk: row
         for row in AdapterVersion.objects.visible_to(user)
-        .select_related("run")
         .filter(base_model=version.base_model)
+        .defer("provenance", "files", "notes")
     }
     root = version
     while root.parent_id in versions:
@@ -111,7 +112,7 @@ def build_lineage(user: User, version: AdapterVersion) -> list[LineageNode]:
         children.setdefault(row.parent_id, []).append(row)
     nodes: list[LineageNode] = []
     stack = [(root, 0)]
-    while stack and len(nodes) < MAX_LINEAGE_NODES:
+    while stack:
         row, depth = stack.pop()
         nodes.append(LineageNode(row, depth, row.pk == version.pk))
         stack += [(child, depth + 1) for child in reversed(children.get(row.pk, []))]

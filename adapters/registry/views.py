@@ -14,10 +14,12 @@ from django.views.decorators.http import require_http_methods, require_POST
 from adapters.models import AdapterVersion
 from adapters.registry import actions, continue_training, imports, services
 from adapters.registry.import_checks import MAX_BYTES
-from training.catalog.models import BaseModel, ModelState
+from training.catalog.models import BaseModel
+from training.catalog.option_sources import READY_MODELS
 from training.datasets.permissions import get_visible_version
 from training.errors import UserError
 from training.formatting import format_bytes
+from training.people.options import list_options
 from training.people.permissions import get_changeable, get_visible
 from training.people.requests import AuthenticatedRequest, parse_int_or_zero
 from training.runs.models import Run
@@ -93,7 +95,7 @@ def register_checkpoint(request: AuthenticatedRequest, run_id: int) -> HttpRespo
 @require_http_methods(["GET", "HEAD", "POST"])
 def import_adapter(request: AuthenticatedRequest) -> HttpResponse:
     values = {
-        "bases": BaseModel.objects.filter(state=ModelState.READY),
+        "bases": list_options(request.user, READY_MODELS, request.POST.get("base", "")),
         "max_bytes": MAX_BYTES,
     }
     if request.method != "POST":
@@ -101,10 +103,7 @@ def import_adapter(request: AuthenticatedRequest) -> HttpResponse:
     try:
         version = import_from_form(request)
     except UserError as error:
-        form_values = {
-            "name": request.POST.get("name", ""),
-            "base": parse_int_or_zero(request.POST.get("base", "")),
-        }
+        form_values = {"name": request.POST.get("name", "")}
         return render(
             request,
             "adapters/import.html",

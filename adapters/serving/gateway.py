@@ -37,6 +37,7 @@ from training.people.models import User
 from training.people.tokens import PasswordNotChanged, find_token
 
 INTERNAL_FIELDS = ("snapml", "prompt_logprobs")  # between the site and the inference server
+MAX_LISTED_MODELS = 1000
 log = logging.getLogger("snapml.gateway")
 
 
@@ -49,10 +50,10 @@ async def list_models(request: Request) -> Response:
 
 async def retrieve_model(request: Request) -> Response:
     user = await authenticate_caller(request)
-    for model in await run_in_database(list_deployment_models, user):
-        if model["id"] == request.path_params["name"]:
-            return JSONResponse(model)
-    raise HttpError(404, "Deployment not found.", code="model_not_found")
+    models = await run_in_database(list_deployment_models, user, request.path_params["name"])
+    if not models:
+        raise HttpError(404, "Deployment not found.", code="model_not_found")
+    return JSONResponse(models[0])
 
 
 async def create_chat_completion(request: Request) -> Response:
@@ -256,9 +257,13 @@ def has_content(choice: dict[str, Any]) -> bool:
     )
 
 
-def list_deployment_models(user: User) -> list[dict[str, Any]]:
-    """The deployments that the user may see, in the format of OpenAI's model list."""
+def list_deployment_models(user: User, name: str = "") -> list[dict[str, Any]]:
+    """The deployments that the user may see, or the one of this name, in the format of OpenAI's
+    model list. That format has no pages.
+    """
     rows = Deployment.objects.visible_to(user).select_related("owner")
+    if name:
+        rows = rows.filter(name=name)
     return [
         {
             "id": row.name,
@@ -266,7 +271,7 @@ def list_deployment_models(user: User) -> list[dict[str, Any]]:
             "created": int(row.created_at.timestamp()),
             "owned_by": row.owner.username,
         }
-        for row in rows
+        for row in rows[:MAX_LISTED_MODELS]
     ]
 
 

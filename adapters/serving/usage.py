@@ -4,6 +4,7 @@ Units: seconds, tokens.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
@@ -19,6 +20,7 @@ from adapters.models import AdapterVersion, Deployment, RequestLog, UsageCounter
 RETENTION = timedelta(days=7)
 RATE_WINDOW = timedelta(minutes=5)
 MAX_ROWS = 20_000
+MAX_CHART_VERSIONS = 10
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,17 +99,21 @@ def aggregate_rates(rows: Sequence[RequestLog]) -> dict[str, Any]:
 
 def get_usage_by_minute(deployment: Deployment) -> list[dict[str, Any]]:
     """For the chart: answers, median seconds and failures of each of the last 60 minutes, by
-    version.
+    version. Those with the fewest requests are one group, whose version is None.
     """
     now = timezone.now()
-    rows = RequestLog.objects.filter(
-        deployment=deployment, at__gte=now - timedelta(minutes=60)
-    ).order_by("-pk")[:MAX_ROWS]
-    logs_by_minute: dict[tuple[int, int], list[RequestLog]] = {}
+    rows = list(
+        RequestLog.objects.filter(
+            deployment=deployment, at__gte=now - timedelta(minutes=60)
+        ).order_by("-pk")[:MAX_ROWS]
+    )
+    counts = Counter(row.version_id for row in rows).most_common(MAX_CHART_VERSIONS)
+    charted = {version for version, _ in counts}
+    logs_by_minute: dict[tuple[int, int | None], list[RequestLog]] = {}
     for row in rows:
-        logs_by_minute.setdefault(
-            (int((now - row.at).total_seconds() // 60), row.version_id), []
-        ).append(row)
+        version = row.version_id if row.version_id in charted else None
+        minute = int((now - row.at).total_seconds() // 60)
+        logs_by_minute.setdefault((minute, version), []).append(row)
     return [
         {
             "minutes_ago": ago,
@@ -116,7 +122,9 @@ def get_usage_by_minute(deployment: Deployment) -> list[dict[str, Any]]:
             "failures": sum(row.failed for row in group),
             "median_seconds": float(np.median([row.seconds for row in group])),
         }
-        for (ago, version), group in sorted(logs_by_minute.items(), reverse=True)
+        for (ago, version), group in sorted(
+            logs_by_minute.items(), key=lambda item: (item[0][0], item[0][1] or 0), reverse=True
+        )
     ]
 
 

@@ -13,28 +13,32 @@ from django.views.decorators.http import require_POST, require_safe
 
 from adapters.export import merge
 from adapters.models import AdapterVersion, Deployment
+from adapters.option_sources import ADAPTER_VERSIONS
 from adapters.serving import services, usage
 from adapters.serving.services import Routing
 from training.errors import NotFound, UserError
 from training.jobs.models import Job, JobState
+from training.people.options import list_options
+from training.people.pagination import paginate
 from training.people.permissions import check_changeable, get_visible
 from training.people.requests import AuthenticatedRequest, parse_int_or_zero
 
-MAX_HISTORY = 50
-MAX_CHOICES = 200
+CHANGES_PER_PAGE = 50
+COUNTERS_PER_PAGE = 20
+DEPLOYMENTS_PER_PAGE = 50
 
 
 @require_safe
 def list_deployments(request: AuthenticatedRequest) -> HttpResponse:
-    rows = list(
-        Deployment.objects.visible_to(request.user).select_related(
-            "version__base_model", "canary", "owner"
-        )[:MAX_CHOICES]
+    rows = Deployment.objects.visible_to(request.user).select_related(
+        "version__base_model", "canary", "owner"
     )
-    rates = usage.get_rates_by_deployment(rows)
+    page = paginate(request, rows, DEPLOYMENTS_PER_PAGE)
+    rates = usage.get_rates_by_deployment(list(page))
     values = {
-        "deployments": [(row, rates[row.pk]) for row in rows],
-        "versions": get_version_choices(request),
+        "page": page,
+        "deployments": [(row, rates[row.pk]) for row in page],
+        "versions": list_options(request.user, ADAPTER_VERSIONS),
     }
     return render(request, "adapters/deployments.html", values)
 
@@ -43,13 +47,16 @@ def list_deployments(request: AuthenticatedRequest) -> HttpResponse:
 def show_deployment(request: AuthenticatedRequest, name: str) -> HttpResponse:
     deployment = get_deployment(request, name)
     values = {
-        **get_live_context(deployment),
+        **get_live_context(request, deployment),
         "can_change": Deployment.objects.changeable_by(request.user)
         .filter(pk=deployment.pk)
         .exists(),
-        "changes": deployment.changes.select_related("by", "version", "canary")[:MAX_HISTORY],
+        "changes": paginate(
+            request, deployment.changes.select_related("by"), CHANGES_PER_PAGE, "history"
+        ),
         "previous": services.find_previous_change(deployment),
-        "versions": get_version_choices(request),
+        "versions": list_options(request.user, ADAPTER_VERSIONS, deployment.version_id),
+        "canaries": list_options(request.user, ADAPTER_VERSIONS, deployment.canary_id),
         "address": request.build_absolute_uri("/v1"),
     }
     return render(request, "adapters/deployment.html", values)
@@ -58,42 +65,43 @@ def show_deployment(request: AuthenticatedRequest, name: str) -> HttpResponse:
 @require_safe
 def show_live_status(request: AuthenticatedRequest, name: str) -> HttpResponse:
     """The part of the page that is refreshed: figures, counts and merges."""
-    return render(
-        request, "adapters/_deployment.html", get_live_context(get_deployment(request, name))
-    )
+    deployment = get_deployment(request, name)
+    return render(request, "adapters/_deployment.html", get_live_context(request, deployment))
 
 
 @require_safe
 def show_usage_by_minute(request: AuthenticatedRequest, name: str) -> JsonResponse:
     deployment = get_deployment(request, name)
     rows = usage.get_usage_by_minute(deployment)
-    labels = {
-        version.pk: str(version)
-        for version in AdapterVersion.objects.filter(pk__in={row["version"] for row in rows})
-    }
+    versions = AdapterVersion.objects.in_bulk({row["version"] for row in rows} - {None})
+    labels = {pk: str(version) for pk, version in versions.items()}
+    if any(row["version"] is None for row in rows):
+        labels[None] = "Other versions"
     return JsonResponse({"rows": rows, "labels": labels})
 
 
-def get_live_context(deployment: Deployment) -> dict[str, Any]:
+def get_live_context(request: AuthenticatedRequest, deployment: Deployment) -> dict[str, Any]:
     serving_versions = [deployment.version, *([deployment.canary] if deployment.canary else [])]
     jobs = Job.objects.filter(
         kind=merge.KIND, key__in=[str(version.pk) for version in serving_versions]
     )
-    usage_counters = list(deployment.usage_counters.select_related("version").order_by("-answers"))
+    counters = deployment.usage_counters.select_related("version").order_by("-answers", "pk")
+    served = dict(counters.filter(version__in=serving_versions).values_list("version", "answers"))
     return {
         "deployment": deployment,
         "rates": usage.get_rates(deployment),
-        "usage_counters": usage_counters,
-        "previous_counters": [
-            counter
-            for counter in usage_counters
-            if counter.version_id not in (deployment.version_id, deployment.canary_id)
-        ],
+        "previous_counters": paginate(
+            request,
+            counters.exclude(version__in=serving_versions),
+            COUNTERS_PER_PAGE,
+            "previous",
+        ),
         "serving_versions": [
             (
                 version,
                 get_traffic_percent(deployment, version),
                 describe_serving(deployment, version, {job.key: job for job in jobs}),
+                served.get(version.pk),
             )
             for version in serving_versions
         ],
@@ -221,9 +229,3 @@ def parse_routing(request: AuthenticatedRequest, form: QueryDict) -> Routing:
     return Routing(
         version, canary, int(canary_percent[:4]), use_merged=form.get("use_merged") != "no"
     )
-
-
-def get_version_choices(request: AuthenticatedRequest) -> Any:
-    return AdapterVersion.objects.visible_to(request.user).select_related("base_model")[
-        :MAX_CHOICES
-    ]
