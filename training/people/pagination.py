@@ -39,9 +39,19 @@ class ListPage(Page[Any]):
         return f"?{query.urlencode()}"
 
 
+def order_fully(rows: Any) -> Any:
+    """The rows with their id as the last key of their order. Equal rows without an order could be
+    on two pages, and others on none.
+    """
+    if not isinstance(rows, QuerySet):
+        return rows
+    order = rows.query.order_by or rows.model._meta.ordering
+    return rows.order_by(*order, "pk")
+
+
 def paginate(request: HttpRequest, rows: Any, size: int, parameter: str = "page") -> ListPage:
     """The page of `rows` that the address asks for. A number out of range is the nearest page."""
-    page = Paginator(rows, size).get_page(request.GET.get(parameter))
+    page = Paginator(order_fully(rows), size).get_page(request.GET.get(parameter))
     return ListPage(page, request.GET, parameter)
 
 
@@ -59,6 +69,6 @@ class Pagination(PaginationBase):
     def paginate_queryset(
         self, queryset: QuerySet[Any] | list[Any], pagination: Any, request: Any, **params: Any
     ) -> Any:
-        rows = queryset[pagination.offset : pagination.offset + pagination.limit]
+        rows = order_fully(queryset)[pagination.offset : pagination.offset + pagination.limit]
         count = len(queryset) if isinstance(queryset, list) else queryset.count()
         return {"items": list(rows), "count": count}

@@ -48,7 +48,7 @@ def show_gpus(request: AuthenticatedRequest) -> HttpResponse:
 
 def load_devices(request: AuthenticatedRequest) -> dict[str, Any]:
     """A page of the devices by pool, and on each device the runs that the user may see."""
-    pairs = Pool.objects.order_by("name", "devices__host__name", "devices__index")
+    pairs = Pool.objects.order_by("name", "devices__host__name", "devices__index", "devices")
     page = paginate(request, pairs.values_list("pk", "devices"), DEVICES_PER_PAGE, "devices")
     pools = Pool.objects.annotate(num_devices=Count("devices")).in_bulk(
         {pool_id for pool_id, _ in page}
