@@ -14,7 +14,7 @@ from typing import Any
 
 from django.conf import settings
 from django.db import transaction
-from django.db.models import F, Q, QuerySet, Sum, Value
+from django.db.models import Exists, F, OuterRef, Q, QuerySet, Sum, Value
 from django.urls import reverse
 
 from training.errors import Conflict
@@ -185,18 +185,17 @@ def list_items(user: User) -> list[StoredItem]:
 def list_items_of_kind(kind: StoredKind, user: User) -> Iterator[StoredItem]:
     largest = kind.filter_visible(user).filter(disk_bytes__gt=0).order_by("-disk_bytes")
     columns = (
-        "pk",
         kind.page_id,
         kind.name,
         f"{kind.owner}__username",
         f"{kind.team}__name" if kind.team else Value(""),
         "disk_bytes",
     )
-    rows = list(largest.values_list(*columns)[:MAX_ITEMS])
-    in_use = kind.model._base_manager.filter(kind.is_in_use, pk__in=[row[0] for row in rows])
-    in_use_ids = set(in_use.values_list("pk", flat=True))
-    for pk, page_id, name, owner, team, size in rows:
-        reason = kind.in_use_reason if pk in in_use_ids else ""
+    in_use = kind.model._base_manager.filter(kind.is_in_use, pk=OuterRef("pk"))
+    for page_id, name, owner, team, size, is_in_use in largest.values_list(
+        *columns, Exists(in_use)
+    )[:MAX_ITEMS]:
+        reason = kind.in_use_reason if is_in_use else ""
         page = reverse(kind.page, args=[page_id])
         yield StoredItem(kind, page, str(name), owner or "", team or "", size, reason)
 
