@@ -292,6 +292,12 @@ def test_the_search_of_the_account_page_finds_teams_and_members(client, crowd):
     assert "<h3>team-1099</h3>" in client.get("/account?team=TEAM-1099").content.decode()
 
 
+def test_the_page_of_a_new_token_links_to_pages_of_the_account(client, crowd):
+    client.force_login(crowd["admin"])
+    page = client.post("/account/tokens", {"name": "new", "days": "30"}).content.decode()
+    assert 'href="/account?tokens=2"' in page and 'href="?' not in page
+
+
 def test_the_list_of_openai_models_has_a_limit_and_each_is_found_by_name(crowd):
     listed = list_deployment_models(crowd["admin"])
     assert len(listed) == 1000
