@@ -105,7 +105,7 @@ def test_deploy_ask_switch_and_roll_back(page, instance, versions):
         "2"
     )
 
-    page.get_by_label("Version", exact=True).select_option(label="Lamps 2 v1")
+    page.get_by_label("Version", exact=True).select_option(label="Lamps 2 v1 · tiny-llama")
     page.get_by_label("Weights").select_option("no")
     page.get_by_role("button", name="Switch", exact=True).click()
     expect(page.get_by_text("lamps now serves Lamps 2 v1.")).to_be_visible()
