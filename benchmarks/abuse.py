@@ -233,7 +233,7 @@ def flood_answers(flood: Client, other: Client) -> dict[str, Any]:
 
 
 def flood_comparisons(flood: Client, owner: Client, versions: list[int]) -> dict[str, Any]:
-    """Seconds that a merge of another user takes beside many comparisons of one user."""
+    """Seconds that an export of another user takes beside many comparisons of one user."""
     prompts = [
         flood.send("POST", "/api/v1/comparisons/prompts", json={"text": f"turn on lamp {n}"})
         for n in range(FLOOD_COMPARISONS)
@@ -241,16 +241,16 @@ def flood_comparisons(flood: Client, owner: Client, versions: list[int]) -> dict
     for prompt in prompts:
         body = {"versions": versions, "prompts": prompt.json()["id"]}
         flood.send("POST", "/api/v1/comparisons/replies", json=body)
-    path = f"/api/v1/adapters/{versions[0]}/merge"
-    owner.send("POST", path)
+    path = f"/api/v1/adapters/{versions[0]}/gguf?quantization=q8_0"
+    owner.send("POST", path.partition("?")[0], json={"quantization": "q8_0"}).raise_for_status()
 
-    def wait_for_merge() -> None:
+    def wait_for_export() -> None:
         deadline = time.monotonic() + 300
         while owner.send("GET", path).json()["state"] not in ("done", "failed"):
-            assert time.monotonic() < deadline, "the merge did not end"
+            assert time.monotonic() < deadline, "the export did not end"
             time.sleep(0.2)
 
-    return {"merge_beside_comparisons_s": measure_seconds(wait_for_merge)}
+    return {"export_beside_comparisons_s": measure_seconds(wait_for_export)}
 
 
 def measure_template_recovery(

@@ -22,7 +22,7 @@ MANAGE_PY = str(settings.BASE_DIR / "manage.py")
 STABLE_SECONDS = 10.0
 MAX_RESTART_DELAY = 10.0
 # A process that does not answer for this long is stuck in one operation that holds Python's lock
-STUCK_SECONDS = 20.0
+STUCK_SECONDS = 15.0
 HEALTH_CHECK_SECONDS = 3.0  # between two requests
 
 

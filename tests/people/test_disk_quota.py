@@ -1,6 +1,9 @@
 """Disk quotas of users and teams: what counts, what is refused, and what the page shows."""
 
+from pathlib import Path
+
 import pytest
+from django.conf import settings as django_settings
 from django.db import transaction
 
 from adapters.export import gguf, merge
@@ -86,6 +89,7 @@ def test_an_upload_above_the_quota_is_refused_and_leaves_nothing(alice):
     assert_mentions(str(error.value), "alice", "disk quota", "1 kB")
     assert error.value.code == "disk_quota"
     assert not Upload.objects.exists()
+    assert not list(Path(django_settings.FILE_UPLOAD_TEMP_DIR).iterdir())
 
 
 def test_checking_an_upload_reserves_what_it_may_take(alice):

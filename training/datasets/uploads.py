@@ -86,22 +86,35 @@ def receive_files(
         Conflict: a disk quota would be exceeded.
         OSError: for example a full disk. In each case nothing is saved.
     """
+    try:
+        upload = create_upload(user, files, name=name, source=source, dataset=dataset)
+        store_files(upload, files)
+    except (UserError, OSError):
+        for path, _, _ in files:
+            path.unlink(missing_ok=True)
+        raise
+    return upload
+
+
+def create_upload(
+    user: User, files: Sequence[NamedFile], *, name: str, source: str, dataset: Dataset | None
+) -> Upload:
+    """Raises UserError: not enough disk space. Conflict: a disk quota would be exceeded."""
     size = sum(path.stat().st_size for path, _, _ in files)
     if shutil.disk_usage(settings.HOME).free < DISK_FACTOR * size:
         raise UserError(
             "The server has not enough free disk space for this upload. Ask an admin to free some.",
             field="file",
         )
+    title = to_one_line(name)[:120] or to_one_line(Path(files[0][1]).name.split(".")[0])[:120]
     team = dataset.team if dataset else user.get_sharing_team()
     with transaction.atomic():
         check_disk_quota(user, team, DISK_FACTOR * size)
-        upload = Upload.objects.create(
+        return Upload.objects.create(
             owner=user,
             team=team,
             dataset=dataset,
-            name=to_one_line(name)[:120]
-            or to_one_line(Path(files[0][1]).name.split(".")[0])[:120]
-            or "Data",
+            name=title or "Data",
             source=to_one_line(source)[:200],
             bytes=size,
             disk_bytes=size,
@@ -110,6 +123,12 @@ def receive_files(
                 for number, (_, file_name, split) in enumerate(files)
             ],
         )
+
+
+def store_files(upload: Upload, files: Sequence[NamedFile]) -> None:
+    """Move the files into the upload's folder and detect their formats. If that fails, the upload
+    is deleted.
+    """
     shutil.rmtree(upload.folder, ignore_errors=True)
     try:
         upload.folder.mkdir(parents=True)
@@ -118,12 +137,9 @@ def receive_files(
         run_detection(upload)
     except (UserError, OSError):
         shutil.rmtree(upload.folder, ignore_errors=True)
-        for path, _, _ in files:
-            path.unlink(missing_ok=True)
         upload.delete()
         raise
     upload.save()
-    return upload
 
 
 def get_max_fetched_bytes(upload: Upload) -> int:
