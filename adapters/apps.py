@@ -37,6 +37,7 @@ class AdaptersConfig(AppConfig):
         disk_quota.KINDS.append(
             disk_quota.StoredKind(
                 title="Adapters, merged models and GGUF",
+                item_title="Adapter",
                 model=AdapterVersion,
                 page="adapter",
                 is_in_use=Q(pk__in=deployed.values("version"))

@@ -20,6 +20,7 @@ class CatalogConfig(AppConfig):
         disk_quota.KINDS.append(
             disk_quota.StoredKind(
                 title="Base models",
+                item_title="Base model",
                 model=BaseModel,
                 page="model",
                 owner="added_by",

@@ -9,6 +9,7 @@ from training.people.disk_quota import StoredKind
 STORED_KINDS = (
     StoredKind(
         title="Uploaded files",
+        item_title="Upload",
         model=Upload,
         page="upload",
         is_in_use=Q(versions__isnull=False),
@@ -17,6 +18,7 @@ STORED_KINDS = (
     ),
     StoredKind(
         title="Datasets",
+        item_title="Dataset",
         model=DatasetVersion,
         page="dataset",
         page_id="dataset",

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import shutil
 
+from django.conf import settings
 from django.contrib import messages
 from django.http import HttpResponse
 from django.shortcuts import redirect, render
@@ -35,6 +37,7 @@ def show_disk_usage(request: AuthenticatedRequest) -> HttpResponse:
         "usages": disk_quota.list_disk_usages([user, *teams]),
         "items": disk_quota.list_items(user),
         "holders": holders,
+        "free_bytes": shutil.disk_usage(settings.HOME).free,
         "max_items": disk_quota.MAX_ITEMS,
     }
     return render(request, "gpus/disk.html", values)

@@ -30,7 +30,8 @@ MAX_ITEMS = 100  # on the page
 class StoredKind:
     """A model whose rows have files. The names are those of its fields, or paths to them."""
 
-    title: str  # "Runs"
+    title: str  # "Runs with checkpoints"
+    item_title: str  # "Run"
     model: type[Stored]
     page: str  # the URL's name of the page on which an item is deleted
     page_id: str = "pk"  # the field with the URL's argument
@@ -74,6 +75,10 @@ class DiskUsage:
     def fraction(self) -> float | None:
         """Of the quota, at most 1."""
         return None if self.quota is None else min(1.0, self.used / max(1, self.quota))
+
+    @property
+    def is_over_quota(self) -> bool:
+        return self.quota is not None and self.used > self.quota
 
     @property
     def is_near_quota(self) -> bool:

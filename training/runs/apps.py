@@ -23,6 +23,7 @@ class RunsConfig(AppConfig):
         disk_quota.KINDS.append(
             disk_quota.StoredKind(
                 title="Runs with checkpoints",
+                item_title="Run",
                 model=Run,
                 page="run",
                 is_in_use=Q(state__in=UNFINISHED),
