@@ -150,13 +150,22 @@ def test_a_user_cannot_make_the_server_wait_without_end(slots, monkeypatch):
 
 
 def test_programs_start_while_there_is_memory_for_all(slots):
-    with hold_background(slots, 60):
+    with hold_background(slots, 30):
         with raises_user_error(SlotsBusy):
-            hold_interactive(slots, "alice", 50).__enter__()
-        with hold_interactive(slots, "alice", 40):
+            hold_interactive(slots, "alice", 80).__enter__()
+        with hold_interactive(slots, "alice", 70):
             pass
-    with hold_background(slots, 1000):  # alone
-        pass
+
+
+def test_a_large_job_starts_alone_and_leaves_memory_to_pages(slots):
+    def give_up():
+        raise InterruptedError
+
+    with hold_background(slots, 1000):
+        with hold_interactive(slots, "alice", 50):
+            pass
+        with pytest.raises(InterruptedError):
+            hold_background(slots, 1, on_wait=give_up).__enter__()
 
 
 def test_a_slot_of_a_killed_process_is_free_again(tmp_path):

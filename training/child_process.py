@@ -49,6 +49,7 @@ NETWORK_VARIABLES = (
 )
 PARAMS_FILE = "params.json"
 GIB = 2**30
+UNSIGNED = 2**64 - 1  # makes RLIM_INFINITY, which is -1, the largest limit
 KILL_AFTER_SECONDS = 10.0  # time for a child to clean up after SIGTERM
 CANCEL_CHECK_SECONDS = 1.0
 EXIT_USER_ERROR = 65  # EX_DATAERR of sysexits.h
@@ -80,7 +81,10 @@ class ProgramLimits:
             (resource.RLIMIT_FSIZE, self.file_bytes),
         ):
             with suppress(ProcessLookupError):  # it has already exited
-                resource.prlimit(pid, limit, (value, value))
+                # Only root may raise a limit that the child has inherited
+                _soft, inherited = resource.prlimit(pid, limit)
+                lower = min(value, inherited, key=lambda one: one & UNSIGNED)
+                resource.prlimit(pid, limit, (lower, lower))
 
 
 def limit_model_program(model_bytes: int) -> ProgramLimits:
@@ -152,8 +156,8 @@ def run_child(
         cwd=cwd,
         env=child_environment(),
     ) as child:
-        limits.apply(child.pid)
         try:
+            limits.apply(child.pid)
             stdout, stderr = child.communicate(stdin, timeout=seconds)
         except BaseException:
             child.kill()
@@ -183,11 +187,11 @@ def stream_child(
         child = subprocess.Popen(
             command, stdout=subprocess.PIPE, stderr=stderr, text=True, cwd=cwd, env=environment
         )
-        limits.apply(child.pid)
         assert child.stdout is not None
         if cancelled is not None:
             terminate_when_set(child, cancelled)
         try:
+            limits.apply(child.pid)
             for line in child.stdout:
                 try:
                     message = json.loads(line)

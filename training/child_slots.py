@@ -14,16 +14,17 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from training.errors import UserError
 
 POLL_SECONDS = 0.05
+INTERACTIVE_BYTES = 2 * 2**30  # the largest interactive program
 MAX_WAITING_PER_USER = 8  # in this process; each is a thread with a database connection
-# A user who held the interactive slot last takes it again only if nobody else did in this time
-OTHERS_FIRST_SECONDS = 0.25
+# For this time, the last user of the interactive slot leaves it to others.
+FAIRNESS_DELAY_SECONDS = 0.25
 
 waiting_per_user: Counter[str] = Counter()
 waiting_lock = threading.Lock()
@@ -44,8 +45,9 @@ class SlotsBusy(UserError):
 @dataclass(frozen=True)
 class ChildSlots:
     """`count` slots for all programs, and one more for interactive ones, which somebody waits for
-    in the browser. Programs start while the limits of all together are at most `memory_bytes`; one
-    alone always starts.
+    in the browser. Programs start while the limits of all together are at most `memory_bytes`. One
+    alone always starts; a background program leaves INTERACTIVE_BYTES to the others, and counts
+    with what is left at most.
     """
 
     folder: Path  # of this host
@@ -85,7 +87,7 @@ class ChildSlots:
         """Wait for a slot as long as it takes, and hold it. `on_wait` is called again and again
         while there is none; it may raise.
         """
-        with self._hold_slot(memory_bytes, on_wait):
+        with self._hold_slot(min(memory_bytes, self.background_bytes), on_wait):
             yield
 
     @contextmanager
@@ -96,39 +98,44 @@ class ChildSlots:
         started_at = time.monotonic()
 
         def lock_slot() -> int | None:
-            may_repeat = time.monotonic() - started_at > OTHERS_FIRST_SECONDS
-            return self._lock_slot(memory_bytes, user, may_repeat=may_repeat)
+            may_reuse = time.monotonic() - started_at > FAIRNESS_DELAY_SECONDS
+            return self._lock_slot(memory_bytes, user, may_reuse=may_reuse)
 
         with wait_for_lock(lock_slot, on_wait):
             yield
 
-    def _lock_slot(self, memory_bytes: int, user: str, *, may_repeat: bool) -> int | None:
+    def _lock_slot(self, memory_bytes: int, user: str, *, may_reuse: bool) -> int | None:
         """Lock a free slot and write its memory and user into it. Returns its descriptor, or None
         if there is none or too little memory is left.
         """
+        max_bytes = self.memory_bytes if user else self.background_bytes
         with closing_descriptor(lock_file(self.get_path("admission"))):
             held_bytes, chosen = 0, None
-            for path in (*self.shared_paths, self.interactive_path):
-                descriptor = lock_first_free_file([path])
-                if descriptor is None:
-                    held_bytes += read_slot(path)[0]
-                elif chosen is None and self._is_allowed(path, user, may_repeat=may_repeat):
-                    chosen = descriptor
-                else:
-                    os.close(descriptor)
-            if chosen is None:
-                return None
-            if held_bytes and held_bytes + memory_bytes > self.memory_bytes:
-                os.close(chosen)
-                return None
-            os.ftruncate(chosen, 0)
-            os.write(chosen, f"{memory_bytes} {user}".encode())
-            return chosen
+            with ExitStack() as free_slots:
+                for path in (*self.shared_paths, self.interactive_path):
+                    descriptor = lock_first_free_file([path])
+                    if descriptor is None:
+                        held_bytes += read_slot(path)[0]
+                        continue
+                    free_slots.callback(os.close, descriptor)
+                    if chosen is None and self._may_use_slot(path, user, may_reuse=may_reuse):
+                        chosen = descriptor
+                if chosen is None or (held_bytes and held_bytes + memory_bytes > max_bytes):
+                    return None
+                os.ftruncate(chosen, 0)
+                os.pwrite(chosen, f"{memory_bytes} {user}".encode(), 0)
+                # The copy keeps the lock when the stack closes its own
+                return os.dup(chosen)
 
-    def _is_allowed(self, path: Path, user: str, *, may_repeat: bool) -> bool:
+    def _may_use_slot(self, path: Path, user: str, *, may_reuse: bool) -> bool:
         if path != self.interactive_path:
             return True
-        return bool(user) and (may_repeat or read_slot(path)[1] != user)
+        return bool(user) and (may_reuse or read_slot(path)[1] != user)
+
+    @property
+    def background_bytes(self) -> int:
+        """The memory for background programs."""
+        return max(self.memory_bytes // 2, self.memory_bytes - INTERACTIVE_BYTES)
 
     @property
     def interactive_path(self) -> Path:

@@ -94,7 +94,7 @@ class AnswerFormat:
 
     @property
     def channel_tags(self) -> tuple[str, ...]:
-        """Marks around the text of an answer, which are left out."""
+        """Tags around the text of an answer, which are removed."""
         return HARMONY_CHANNEL_TAGS if self.reasoning_tags == HARMONY_TAGS else ()
 
     @property

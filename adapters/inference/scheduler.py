@@ -35,7 +35,7 @@ from training.engine.data.errors import DataError, TemplateTooSlow
 from training.engine.data.render_limit import (
     MAX_PROMPT_SECONDS,
     RenderLimitExceeded,
-    limit_render,
+    limit_time,
 )
 from training.engine.modeling.host_errors import is_host_error
 from training.errors import LibraryPanic, UserError, convert_panics
@@ -48,6 +48,10 @@ IDLE_SECONDS = 900.0
 ERROR_CACHE_SECONDS = 300.0
 SHORT_CONVERSATION = [{"role": "user", "content": "hi"}]
 CANCELLED: StreamEvent = {"error": "The client disconnected."}
+
+
+CHAT_TEMPLATE = "chat template"
+ErrorKey = AdapterRef | BaseRef | tuple[BaseRef, str]
 
 
 class CacheShareExceeded(Exception):
@@ -77,7 +81,7 @@ class BatchScheduler:
         self.batches: list[tuple[LoadedModel, Batch]] = []
         # Errors are cached for ERROR_CACHE_SECONDS, so that repeated requests do not load the model
         # again.
-        self.recent_errors: dict[AdapterRef | BaseRef, CachedError] = {}
+        self.recent_errors: dict[ErrorKey, CachedError] = {}
 
     def run_forever(self) -> None:
         """Alternate between admitting requests and one decode step. `_admit_waiting` blocks while
@@ -254,11 +258,11 @@ class BatchScheduler:
         request.prompt_ids = request.prompt_ids or self._encode_request(loaded_model, request)
         max_tokens = resolve_max_tokens(loaded_model, request, len(request.prompt_ids))
         new_bytes = loaded_model.cache_bytes_per_token * (len(request.prompt_ids) + max_tokens)
-        if self.batches and self._cache_bytes() + new_bytes > self.model_cache.kv_cache_bytes:
-            return False
         own_bytes = self._cache_bytes(user=request.user)
         if own_bytes and own_bytes + new_bytes > MAX_USER_SHARE * self.model_cache.kv_cache_bytes:
             raise CacheShareExceeded
+        if self.batches and self._cache_bytes() + new_bytes > self.model_cache.kv_cache_bytes:
+            return False
         with torch.inference_mode():
             self._prefill_request(loaded_model, request, max_tokens)
         return True
@@ -269,19 +273,19 @@ class BatchScheduler:
         self.recent_errors = {
             key: error for key, error in self.recent_errors.items() if error.time > oldest
         }
-        keys = (request.adapter, request.base if request.prompt is None else None)
+        keys: list[ErrorKey] = [request.base, *filter(None, [request.adapter])]
+        if request.prompt is None:
+            keys.append((request.base, CHAT_TEMPLATE))
         for key in keys:
-            if key is not None and key in self.recent_errors:
+            if key in self.recent_errors:
                 error = self.recent_errors[key]
                 raise InvalidRequest(error.message, code=error.code)
 
-    def _cache_error(
-        self, key: AdapterRef | BaseRef, message: str, code: str = "broken_model"
-    ) -> None:
+    def _cache_error(self, key: ErrorKey, message: str, code: str = "broken_model") -> None:
         self.recent_errors[key] = CachedError(time.monotonic(), message, code)
 
     def _ensure_adapter(self, loaded_model: LoadedModel, request: GenerationRequest) -> None:
-        """Load the request's adapter. An error is remembered: an adapter that fails half way costs
+        """Load the request's adapter. An error is cached: an adapter that fails half way costs
         a new load of the base model.
         """
         try:
@@ -295,18 +299,18 @@ class BatchScheduler:
             raise InvalidRequest(message, code="broken_adapter") from error
 
     def _encode_request(self, loaded_model: LoadedModel, request: GenerationRequest) -> list[int]:
-        """The ids of the prompt. A chat template that is too slow for any conversation is
-        remembered.
+        """The ids of the prompt. The error of a chat template that is too slow for any conversation
+        is cached.
         """
         try:
-            with limit_render(MAX_PROMPT_SECONDS):
+            with limit_time(MAX_PROMPT_SECONDS):
                 return encode_request(loaded_model, request)
         except (TemplateTooSlow, RenderLimitExceeded) as error:
             slow = TemplateTooSlow()
             try:
                 render_messages(loaded_model.tokenizer, {"messages": SHORT_CONVERSATION})
             except TemplateTooSlow:
-                self._cache_error(request.base, slow.message, slow.code)
+                self._cache_error((request.base, CHAT_TEMPLATE), slow.message, slow.code)
             raise slow from error
 
     def _cache_bytes(self, user: str | None = None) -> int:

@@ -12,7 +12,7 @@ from tests.user_errors import raises_user_error
 from training.engine.data import render_limit
 from training.engine.data.conversations import encode_row, encode_rows
 from training.engine.data.errors import DataError
-from training.engine.data.render_limit import RenderLimitExceeded, limit_render
+from training.engine.data.render_limit import RenderLimitExceeded, limit_render, limit_time
 
 LOOP = "{% for a in range(99999) %}{% for b in range(99999) %}x{% endfor %}{% endfor %}"
 GROWTH = (
@@ -93,9 +93,9 @@ def test_a_limit_that_expires_around_many_short_renders_leaves_nothing_behind(mo
     end = time.monotonic() + 3
     while time.monotonic() < end:
         try:
-            with limit_render(0.005):
+            with limit_time(0.005):
                 while True:
-                    with limit_render(0.004):
+                    with limit_render():
                         sum(range(200))
         except RenderLimitExceeded:
             expired += 1
@@ -104,6 +104,7 @@ def test_a_limit_that_expires_around_many_short_renders_leaves_nothing_behind(mo
     monkeypatch.setattr(render_limit, "WATCH_SECONDS", 0.05)
     time.sleep(0.2)  # no exception arrives outside of a limit
     assert not render_limit.watchdog.limits
+    assert resource.getrlimit(resource.RLIMIT_AS)[0] == resource.RLIM_INFINITY
 
 
 def test_a_template_never_takes_much_memory_and_lifts_its_limit(short_limits):

@@ -31,8 +31,10 @@ def create_team(actor: User, name: str) -> Team:
 
 def find_visible_teams(user: User) -> Any:
     """The user's teams by name. Admins see all teams."""
-    teams = Team.objects.all() if user.is_superuser else user.teams.all()
-    return teams.order_by("name")
+    if user.is_superuser:
+        return Team.objects.order_by("name")
+    # Not `user.teams`: its join would leave only the user of each team's members
+    return Team.objects.filter(pk__in=user.memberships.values("team")).order_by("name")
 
 
 def prefetch_members() -> Prefetch[Any]:

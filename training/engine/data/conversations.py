@@ -27,7 +27,7 @@ from training.engine.data.render_limit import (
     MAX_ROW_SECONDS,
     RenderLimitExceeded,
     limit_render,
-    memory_limit,
+    limit_time,
 )
 from training.engine.data.template_checks import check_template_keeps_row
 
@@ -131,7 +131,7 @@ def render_messages(
     """
     messages, tools = prepare_messages(tokenizer, row["messages"][:message_count]), row.get("tools")
     try:
-        with limit_render(), memory_limit:
+        with limit_render():
             return str(
                 tokenizer.apply_chat_template(
                     messages,
@@ -335,7 +335,7 @@ def encode_row(
             truncated_tokens=max(0, len(ids) - max_length),
         )
     try:
-        with limit_render(MAX_ROW_SECONDS):
+        with limit_time(MAX_ROW_SECONDS):
             return encode_conversation(
                 tokenizer, row, max_length=max_length, train_on_prompt=train_on_prompt
             )

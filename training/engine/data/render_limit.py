@@ -36,8 +36,9 @@ class RenderLimit:
     whatever happened to `__exit__`.
     """
 
-    def __init__(self, seconds: float) -> None:
+    def __init__(self, seconds: float, *, limits_memory: bool) -> None:
         self.seconds = seconds
+        self.limits_memory = limits_memory
         self.deadline = 0.0
 
     def __enter__(self) -> None:
@@ -56,7 +57,8 @@ class RenderLimit:
 
 class RenderWatchdog:
     """Raises RenderLimitExceeded in the threads whose limits are exceeded. The limits of a thread
-    are listed with the outermost first.
+    are listed with the outermost first. While one of them limits memory, what the whole process
+    allocates is limited: more is a MemoryError, also of a single operation.
     """
 
     def __init__(self) -> None:
@@ -64,11 +66,14 @@ class RenderWatchdog:
         self.limits: dict[int, list[weakref.ref[RenderLimit]]] = {}
         self.stopped: set[int] = set()
         self.has_limits = threading.Event()
+        self.is_memory_limited = False
+        self.outer_memory_limit = resource.RLIM_INFINITY  # that of the parent
         self.thread: threading.Thread | None = None
 
     def add_limit(self, limit: RenderLimit) -> None:
         thread_id = threading.get_ident()
         limit.deadline = time.monotonic() + limit.seconds
+        max_bytes = read_address_space_bytes() + MAX_GROWTH_BYTES if limit.limits_memory else 0
         with self.lock:
             limits = self._find_limits(thread_id)
             is_outermost = not limits
@@ -78,6 +83,8 @@ class RenderWatchdog:
                     target=self.watch_limits, name="render-limit", daemon=True
                 )
                 self.thread.start()
+            if limit.limits_memory and not self.is_memory_limited:
+                self._limit_memory(max_bytes)
         # Not for inner limits: an exception inside of `Event.set` would leave its lock locked
         if is_outermost:
             self.has_limits.set()
@@ -92,6 +99,7 @@ class RenderWatchdog:
             self.limits[thread_id] = [weakref.ref(one) for one in outer]
             if not outer:
                 del self.limits[thread_id]
+            self._lift_memory_limit()
             was_stopped = thread_id in self.stopped
             self.stopped.discard(thread_id)
             if was_stopped:
@@ -106,6 +114,7 @@ class RenderWatchdog:
                 for thread_id in list(self.limits):
                     if not self._find_limits(thread_id):
                         del self.limits[thread_id]
+                self._lift_memory_limit()
                 if not self.limits:
                     self.has_limits.clear()
                     continue
@@ -119,6 +128,26 @@ class RenderWatchdog:
                         self.stopped.add(thread_id)
                         raise_in_thread(thread_id, RenderLimitExceeded)
 
+    def _limit_memory(self, max_bytes: int) -> None:
+        # In this order, the limit is lifted even if an exception arrives in between
+        self.outer_memory_limit, hard_limit = resource.getrlimit(resource.RLIMIT_AS)
+        self.is_memory_limited = True
+        if self.outer_memory_limit != resource.RLIM_INFINITY:
+            max_bytes = min(max_bytes, self.outer_memory_limit)
+        resource.setrlimit(resource.RLIMIT_AS, (max_bytes, hard_limit))
+
+    def _lift_memory_limit(self) -> None:
+        """Lift the limit unless a `with` statement still needs it."""
+        is_needed = any(
+            limit.limits_memory
+            for thread_id in self.limits
+            for limit in self._find_limits(thread_id)
+        )
+        if self.is_memory_limited and not is_needed:
+            _limit, hard_limit = resource.getrlimit(resource.RLIMIT_AS)
+            resource.setrlimit(resource.RLIMIT_AS, (self.outer_memory_limit, hard_limit))
+            self.is_memory_limited = False
+
     def _find_limits(self, thread_id: int) -> list[RenderLimit]:
         """The limits of a thread whose `with` statements have not ended."""
         found = [ref() for ref in self.limits.get(thread_id, [])]
@@ -131,52 +160,27 @@ def raise_in_thread(thread_id: int, error: type[Exception] | None) -> None:
     ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread_id), argument)
 
 
-class MemoryLimit:
-    """Limits what this process allocates inside `with`, in all its threads, to MAX_GROWTH_BYTES:
-    more is a MemoryError, also of a single operation. Outside the limit of its parent is in force.
-    """
-
-    def __init__(self) -> None:
-        self.lock = threading.Lock()
-        self.count = 0
-        self.outer_limit = resource.RLIM_INFINITY
-
-    def __enter__(self) -> None:
-        with self.lock:
-            self.count += 1
-            if self.count > 1:
-                return
-            self.outer_limit, hard_limit = resource.getrlimit(resource.RLIMIT_AS)
-            limit = read_address_space_bytes() + MAX_GROWTH_BYTES
-            if self.outer_limit != resource.RLIM_INFINITY:
-                limit = min(limit, self.outer_limit)
-            resource.setrlimit(resource.RLIMIT_AS, (limit, hard_limit))
-
-    def __exit__(self, *_exception: object) -> None:
-        while True:
-            try:
-                with self.lock:
-                    self.count = max(0, self.count - 1)
-                    if not self.count:
-                        _limit, hard_limit = resource.getrlimit(resource.RLIMIT_AS)
-                        resource.setrlimit(resource.RLIMIT_AS, (self.outer_limit, hard_limit))
-                break
-            except RenderLimitExceeded:
-                continue
-
-
 def read_address_space_bytes() -> int:
     return int(STATM.read_text().split()[0]) * PAGE_BYTES
 
 
 watchdog = RenderWatchdog()
-memory_limit = MemoryLimit()
 
 
-def limit_render(seconds: float | None = None) -> RenderLimit:
-    """Limit the code inside `with` to this time (MAX_SECONDS).
+def limit_render() -> RenderLimit:
+    """Limit the code inside `with`, which renders a template, to MAX_SECONDS and MAX_GROWTH_BYTES.
 
     Raises:
-        RenderLimitExceeded: it needed more.
+        RenderLimitExceeded: it needed more time.
+        MemoryError: it needed more memory.
     """
-    return RenderLimit(MAX_SECONDS if seconds is None else seconds)
+    return RenderLimit(MAX_SECONDS, limits_memory=True)
+
+
+def limit_time(seconds: float) -> RenderLimit:
+    """Limit the code inside `with`, which renders several templates.
+
+    Raises:
+        RenderLimitExceeded: it needed more time.
+    """
+    return RenderLimit(seconds, limits_memory=False)

@@ -52,7 +52,8 @@ MEMORY_CHECK_SECONDS = 2.0
 # A stop request waits for the current step and a checkpoint before the engine gets SIGTERM
 STOP_TIMEOUT_SECONDS = 120.0
 KILL_TIMEOUT_SECONDS = 30.0  # from SIGTERM to SIGKILL
-# Before the first step there is nothing to save, and a chat template may never end
+KILL_MARGIN_SECONDS = 5.0  # from SIGKILL to the end of the lease, when it cannot be renewed
+# Before the first step there is nothing to save, and a template may loop forever.
 SETUP_STOP_TIMEOUT_SECONDS = 8.0
 MAX_RETRY_DELAY_SECONDS = 16
 KILLED = "killed"
@@ -114,12 +115,12 @@ class RunSupervisor:
                 raise
             # The engine has no heartbeat any more. Another run may get the device only when it is
             # dead. Its own disk may have room for a checkpoint, if the database is on another one.
-            for signal_number in (signal.SIGTERM, signal.SIGKILL):
-                self.engine.send_signal(signal_number)
-                if self.wait_for_exit(KILL_TIMEOUT_SECONDS):
-                    break
-            else:
-                raise
+            lease_seconds = LEASE_SECONDS - (time.monotonic() - self.renewed_at)
+            self.engine.send_signal(signal.SIGTERM)
+            if not self.wait_for_exit(lease_seconds - KILL_MARGIN_SECONDS):
+                self.engine.send_signal(signal.SIGKILL)
+                if not self.wait_for_exit(KILL_MARGIN_SECONDS):
+                    raise
             self.release_run(
                 state=State.FAILED,
                 failure=Outcome.DISK_FULL,
@@ -192,6 +193,7 @@ class RunSupervisor:
         self.lease.update_run(
             attempt=F("attempt") + 1, started_at=self.record.started_at or Now(), message=""
         )
+        self.record.refresh_from_db(fields=["attempt"])
         self.engine.start_process(self.memory_guard.build_device_environment())
 
     def ingest_journal(self) -> bool:
