@@ -24,6 +24,8 @@ class AdaptersConfig(AppConfig):
         from training.people import disk_quota
         from training.people.options import register_source
         from training.runs.launch.start_version import register_resolver
+        from training.runs.models import Run
+        from training.runs.states import UNFINISHED
         from training.runs.worker import main, outcomes
 
         outcomes.artifact_hooks.append(services.register_run_result)
@@ -34,15 +36,17 @@ class AdaptersConfig(AppConfig):
         for source in (ADAPTER_VERSIONS, PROMPT_SETS):
             register_source(source)
         deployed = Deployment.objects.order_by()
-        disk_quota.KINDS.append(
+        starting = Run.objects.filter(state__in=UNFINISHED).exclude(start_version=None)
+        disk_quota.register_stored_kind(
             disk_quota.StoredKind(
                 title="Adapters, merged models and GGUF",
                 item_title="Adapter",
                 model=AdapterVersion,
-                page="adapter",
+                url_name="adapter",
                 is_in_use=Q(pk__in=deployed.values("version"))
-                | Q(pk__in=deployed.exclude(canary=None).values("canary")),
-                in_use_reason="deployed",
-                is_growing=Q(pk__in=find_busy_ids(AdapterVersion)),
+                | Q(pk__in=deployed.exclude(canary=None).values("canary"))
+                | Q(pk__in=starting.values("start_version")),
+                in_use_reason="deployed, or a run starts from it",
+                has_reservation=Q(pk__in=find_busy_ids(AdapterVersion)),
             )
         )

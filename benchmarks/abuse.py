@@ -289,11 +289,7 @@ def measure_stop(flood: Client, base: int) -> dict[str, Any]:
     def stop() -> None:
         flood.send("POST", f"{path}/stop", json={}).raise_for_status()
         deadline = time.monotonic() + 200
-        while flood.send("GET", path).json()["state"]["state"] in (
-            "running",
-            "stopping",
-            "starting",
-        ):
+        while flood.send("GET", path).json()["state"]["state"] in ACTIVE_STATES:
             assert time.monotonic() < deadline, "the run did not stop"
             time.sleep(0.2)
 

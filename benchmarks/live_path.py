@@ -104,23 +104,23 @@ def main() -> None:
     options = parser.parse_args()
     home = Path(tempfile.mkdtemp(prefix="snapml-bench-"))
     model = tiny.make_model(home / "model")
-    with RunningSite(home, model) as stage, launch_browser() as chromium:
-        run = stage.run_python(LAUNCH).strip()
+    with RunningSite(home, model) as site, launch_browser() as chromium:
+        run = site.run_python(LAUNCH).strip()
         folder = home / "runs" / run
-        followers = start_followers(stage, run, options.sockets)
-        web_cpu = psutil.Process(stage.find_pid("web")).cpu_times
+        followers = start_followers(site, run, options.sockets)
+        web_cpu = psutil.Process(site.find_pid("web")).cpu_times
         writer = subprocess.Popen(
             [sys.executable, "-c", ENGINE, str(folder), str(POINTS), str(RATE)],
-            env=stage.env,
+            env=site.env,
             cwd=Path.cwd(),
         )
         cpu_before, started_at = sum(web_cpu()[:2]), time.monotonic()
         page = chromium.new_page(viewport={"width": 1440, "height": 900})
-        page.goto(stage.address + "/sign-in")
+        page.goto(site.address + "/sign-in")
         page.fill("#username", "alice")
         page.fill("#password", "tulip-river-42")
         page.click("button:has-text('Sign in')")
-        page.goto(f"{stage.address}/runs/{run}")
+        page.goto(f"{site.address}/runs/{run}")
         page.evaluate(
             "window.drawn = []; document.addEventListener('drawn', (e) => "
             "window.drawn.push([e.detail.seq, performance.timeOrigin + performance.now()]))"
@@ -137,16 +137,16 @@ def main() -> None:
     print_report(summarize_waits(events, drawn) | figures)
 
 
-def start_followers(stage: RunningSite, run: str, sockets: int) -> subprocess.Popen[str] | None:
+def start_followers(site: RunningSite, run: str, sockets: int) -> subprocess.Popen[str] | None:
     """Start a process with `sockets` sockets that follow the run to its end, and wait until all are
     open.
     """
     if not sockets:
         return None
     users = -(-sockets // SOCKETS_PER_USER)
-    keys = json.loads(stage.run_python(SESSIONS, users))
+    keys = json.loads(site.run_python(SESSIONS, users))
     sessions = json.dumps((keys * SOCKETS_PER_USER)[:sockets])
-    command = [sys.executable, "-c", FOLLOW, str(stage.port), sessions, run, str(POINTS + 1)]
+    command = [sys.executable, "-c", FOLLOW, str(site.port), sessions, run, str(POINTS + 1)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=Path.cwd())
     assert process.stdout is not None
     assert process.stdout.readline() == "ready\n", "a socket was refused"

@@ -55,7 +55,8 @@ def read_host(scope: Any) -> str:
     missing one.
     """
     hosts = [value.decode("latin-1") for name, value in scope["headers"] if name == b"host"]
-    return ",".join(hosts) if hosts else str(scope["server"][0])
+    server = scope.get("server") or ("unknown",)  # none on a Unix socket
+    return ",".join(hosts) if hosts else str(server[0])
 
 
 def is_allowed_host(host: str) -> bool:

@@ -7,7 +7,7 @@ for larger installations.
 | SNAPML_HOSTS | host names of the site, comma-separated | localhost, 127.0.0.1, [::1] |
 | SNAPML_HTTPS | 1: the site uses HTTPS only (secure cookies, HSTS) | 0 |
 | SNAPML_DATA_MAX_GIB | maximum size of an upload, in GiB | 2 |
-| SNAPML_DISK_QUOTA_GIB | disk of a user without a quota of their own, in GiB | half the disk |
+| SNAPML_DISK_QUOTA_GIB | default disk quota of a user, in GiB | half the disk |
 | SNAPML_MODEL_FOLDERS | folders from which admins may register models, colon-separated | none |
 | SNAPML_WEBHOOK_HOSTS | private hosts that webhooks may reach, comma-separated | none |
 | SNAPML_PROXIES | addresses and networks of reverse proxies, comma-separated | none |

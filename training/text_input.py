@@ -92,7 +92,7 @@ def check_value(value: Any, whole: str, *, allow_any_number: bool = False) -> No
             if len(levels) > MAX_DEPTH:
                 # The field is the outermost one: the path is as long as the value is deep
                 raise InvalidInput(
-                    NESTED_MESSAGE.format(whole), field=str(keys[1]), code="nested_too_deeply"
+                    NESTED_MESSAGE.format(whole), field=str(keys[1])[:40], code="nested_too_deeply"
                 )
             if isinstance(current, dict):
                 check_keys(current, whole, keys)

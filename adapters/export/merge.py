@@ -17,7 +17,7 @@ from training.errors import Conflict
 from training.jobs.kinds import JobKind
 from training.jobs.models import Job, JobState
 from training.jobs.runner import get_subject, run_program
-from training.jobs.services import enqueue_job, get_job
+from training.jobs.services import enqueue_job, find_busy_ids, get_job
 from training.people.disk_quota import check_disk_quota
 from training.people.models import User
 
@@ -66,6 +66,7 @@ def enqueue_export(
         Conflict: a disk quota would be exceeded.
     """
     with transaction.atomic():
+        User.objects.select_for_update().get(pk=version.owner_id)  # two clicks reserve once
         if not Job.objects.filter(kind=kind, key=key).exclude(state=JobState.FAILED).exists():
             check_disk_quota(version.owner, version.team, disk_bytes)
             AdapterVersion.objects.filter(pk=version.pk).update(
@@ -75,9 +76,11 @@ def enqueue_export(
 
 
 def measure_version(job: Job, _error: str = "") -> None:
+    """Replace the reservations of a version when the last of its jobs has ended."""
     version = get_subject(job, AdapterVersion)
     assert version is not None
-    version.measure_disk()
+    if not find_busy_ids(AdapterVersion).filter(object_id=version.pk).exists():
+        version.update_disk_bytes()
 
 
 def save_export(job: Job, result: dict[str, Any]) -> None:

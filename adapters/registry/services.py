@@ -19,7 +19,7 @@ from adapters.models import (
 from adapters.registry.model_card import CARD_FILE, EvalResult, build_card
 from adapters.registry.provenance import build_provenance
 from training.engine.file_names import STATE_FILES
-from training.engine.files import fsync_path, measure_tree, sha256_file
+from training.engine.files import fsync_path, sha256_file
 from training.engine.outcome import Result
 from training.errors import Conflict, NotFound
 from training.people.disk_quota import check_disk_quota
@@ -62,10 +62,8 @@ def register_checkpoint(user: User, run: Run, step: int) -> AdapterVersion:
         eval_loss=next((payload.get("eval_loss") for payload in losses), None),
         trainable_parameters=int(run.start_info.get("trainable_parameters") or 0),
     )
-    with transaction.atomic():
-        check_disk_quota(run.owner, run.team, measure_tree(source))
     try:
-        return register_weights(run, source, eval_result)
+        return register_weights(run, source, eval_result, check_quota=True)
     except OSError as error:
         if (source / STATE_FILES[2]).is_file():
             raise
@@ -74,9 +72,14 @@ def register_checkpoint(user: User, run: Run, step: int) -> AdapterVersion:
         ) from error
 
 
-def register_weights(run: Run, source: Path, eval_result: EvalResult) -> AdapterVersion:
+def register_weights(
+    run: Run, source: Path, eval_result: EvalResult, *, check_quota: bool = False
+) -> AdapterVersion:
     """Copy a folder of weights into a new version. The same weights of the same run and step are
-    registered once.
+    registered once. The space for a run's result was reserved at its launch.
+
+    Raises:
+        Conflict: with `check_quota`, a disk quota would be exceeded.
     """
     staging_folder = Path(tempfile.mkdtemp(prefix=".register-", dir=run.folder))
     try:
@@ -85,12 +88,14 @@ def register_weights(run: Run, source: Path, eval_result: EvalResult) -> Adapter
             source, staging_folder, ignore=shutil.ignore_patterns(*STATE_FILES), dirs_exist_ok=True
         )
         (staging_folder / CARD_FILE).write_text(build_card(run, eval_result))
-        return create_version(run, staging_folder, eval_result)
+        return create_version(run, staging_folder, eval_result, check_quota=check_quota)
     finally:
         shutil.rmtree(staging_folder, ignore_errors=True)
 
 
-def create_version(run: Run, staging_folder: Path, eval_result: EvalResult) -> AdapterVersion:
+def create_version(
+    run: Run, staging_folder: Path, eval_result: EvalResult, *, check_quota: bool
+) -> AdapterVersion:
     """Create the version of a staged folder, which is then moved to the version's own folder."""
     files = build_file_manifest(staging_folder)
     digest = get_weights_digest(files)
@@ -101,6 +106,8 @@ def create_version(run: Run, staging_folder: Path, eval_result: EvalResult) -> A
         ).first()
         if existing is not None and existing.folder.is_dir():
             return existing
+        if check_quota:
+            check_disk_quota(run.owner, run.team, count_bytes(files))
         version = existing or AdapterVersion(
             run=run,
             owner=run.owner,

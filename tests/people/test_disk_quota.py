@@ -1,5 +1,6 @@
 """Disk quotas of users and teams: what counts, what is refused, and what the page shows."""
 
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,7 @@ from tests.user_errors import assert_mentions
 from training.datasets import services, uploads
 from training.datasets.models import Upload
 from training.datasets.upload_handler import save_pasted_rows
-from training.datasets.upload_job import create_dataset
+from training.datasets.upload_job import create_dataset, save_version
 from training.errors import Conflict, UserError
 from training.gpus.models import AuditEntry
 from training.jobs.models import Job
@@ -61,7 +62,7 @@ def test_data_uploads_runs_and_adapters_count_and_stop_counting_when_deleted(
 ):
     counted = [count_used(alice)]
     version = register_version(run, weights=b"x" * 5000)
-    version.measure_disk()
+    version.update_disk_bytes()
     counted.append(count_used(alice))
     upload = paste_rows(alice)
     counted.append(count_used(alice))
@@ -105,10 +106,13 @@ def test_checking_an_upload_reserves_what_it_may_take(alice):
 
 
 def test_a_download_from_the_hub_is_limited_to_what_the_quota_leaves(alice, settings):
-    upload = Upload(owner=alice)
-    assert uploads.get_max_fetched_bytes(upload) == settings.DATASET_MAX_BYTES
+    upload = Upload.objects.create(owner=alice, name="a", source="hub: a/b", job="fetch")
+    uploads.reserve_download(upload)
+    assert uploads.build_params(upload)["max_bytes"] == settings.DATASET_MAX_BYTES
     set_quota(alice, 30 * MB)
-    assert uploads.get_max_fetched_bytes(upload) == 10 * MB
+    uploads.reserve_download(upload)
+    assert uploads.build_params(upload)["max_bytes"] == 10 * MB
+    assert count_used(alice) == 30 * MB
 
 
 def test_a_launch_above_the_quota_of_the_user_or_the_team_is_refused(
@@ -129,7 +133,7 @@ def test_a_launch_above_the_quota_of_the_user_or_the_team_is_refused(
 
 def test_an_unfinished_run_counts_with_what_it_may_write(alice, run):
     reserved = run.disk_bytes
-    disk_quota.measure_all_items()
+    disk_quota.update_all_disk_bytes()
     run.refresh_from_db()
     assert run.disk_bytes == reserved
     stop_run(run, discard=False)
@@ -146,11 +150,12 @@ def test_a_finished_run_counts_with_what_it_has_written(
 ):
     version = train_version(alice, base_model, data, engine_once, max_steps=2)
     run = version.run
-    run.measure_disk()
+    run.update_disk_bytes()
     assert run.disk_bytes == sum(
         path.stat().st_size for path in run.folder.rglob("*") if path.is_file()
     )
     assert version.disk_bytes == version.size_bytes
+    delete_version(alice, version, str(version))
     set_quota(alice, count_used(alice))
     step = int(next((run.folder / "checkpoints").iterdir()).name.removeprefix("step-"))
     with pytest.raises(Conflict):
@@ -170,18 +175,19 @@ def test_a_merge_and_a_gguf_export_reserve_their_size(alice, run, base_model):
     reserved = AdapterVersion.objects.get(pk=version.pk).disk_bytes
     assert reserved > version.size_bytes
     merge.merge_version(alice, version)  # it is waiting already
-    disk_quota.measure_all_items()
+    disk_quota.update_all_disk_bytes()
     assert AdapterVersion.objects.get(pk=version.pk).disk_bytes == reserved
+    Job.objects.filter(pk=job.pk).update(state="failed")
     merge.measure_version(job, "It failed.")
     assert AdapterVersion.objects.get(pk=version.pk).disk_bytes < reserved
 
 
 def test_the_page_shows_usage_and_what_can_be_deleted(as_alice, people, run):
     version = register_version(run, weights=b"x" * 5000)
-    version.measure_disk()
+    version.update_disk_bytes()
     set_quota(people["alice"], count_used(people["alice"]) + 10)
     page = as_alice.get("/disk").content.decode()
-    assert_mentions(page, "Nearly full", "Lights", "has not ended", "used by runs")
+    assert_mentions(page, "Nearly full", "Lights", "has not ended", "used by a run")
     assert "Users and teams" not in page
     as_alice.force_login(people["mallory"])
     assert "Lights" not in as_alice.get("/disk").content.decode()
@@ -211,3 +217,69 @@ def test_an_invalid_quota_is_refused_and_stays_in_the_form(client, people, text)
     assert_mentions(answer.content.decode(), "number of GB", f'value="{text}"')
     people["alice"].refresh_from_db()
     assert people["alice"].max_disk_bytes is None
+
+
+def test_the_first_export_that_ends_keeps_the_reservations_of_the_others(alice, run):
+    version = register_version(run)
+    jobs = [
+        merge.enqueue_export(alice, gguf.KIND, f"{version.pk}:{name}", version, disk_bytes=MB)
+        for name in ("f16", "q8_0")
+    ]
+    Job.objects.filter(pk=jobs[0].pk).update(state="done")
+    merge.measure_version(jobs[0])
+    version.refresh_from_db()
+    assert version.disk_bytes >= 2 * MB
+    Job.objects.filter(pk=jobs[1].pk).update(state="failed")
+    merge.measure_version(jobs[1])
+    version.refresh_from_db()
+    assert version.disk_bytes < MB
+
+
+def test_a_member_cannot_exceed_the_quota_of_the_owner_of_a_dataset(people, data):
+    upload = paste_rows(people["lea"])
+    upload.dataset = data.dataset
+    data.dataset.team = Team.objects.get(name="voice")
+    data.dataset.save()
+    upload.report = {"problems": {"count": 0}}
+    rows = {"train": 1, "eval": 1, "test": 0}
+    build_result = {"digest": "0" * 64, "rows": rows, "dropped": {}, "leaks": {}}
+    set_quota(people["alice"], data.disk_bytes - 1)
+    with pytest.raises(Conflict):
+        save_version(upload, build_result)
+
+
+def test_a_copy_of_a_dataset_counts_when_the_first_one_is_deleted(alice, data):
+    create_dataset(alice, "Copy", tiny.encode_jsonl(tiny.ROWS), source="test")
+    used = count_used(alice)
+    services.delete_dataset(alice, data.dataset, data.dataset.name)
+    assert count_used(alice) == used
+
+
+def test_a_file_that_unpacks_above_the_quota_is_stopped_there(alice):
+    set_quota(alice, 3 * MB)
+    rows = b'{"prompt": "' + b"a" * 4000 + b'", "completion": "b"}\n'
+    packed = Path(django_settings.FILE_UPLOAD_TEMP_DIR) / "rows.zip"
+    with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("rows.jsonl", rows * 1000)
+    with pytest.raises(UserError):
+        uploads.receive_files(alice, [(packed, "rows.zip", "")], name="Rows", source="upload")
+    assert count_used(alice) == 0
+
+
+def test_an_unpacked_upload_counts_with_its_unpacked_size(alice):
+    packed = Path(django_settings.FILE_UPLOAD_TEMP_DIR) / "rows.zip"
+    with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("rows.jsonl", b'{"prompt": "a", "completion": "b"}\n' * 10_000)
+    upload = uploads.receive_files(alice, [(packed, "rows.zip", "")], name="Rows", source="upload")
+    assert upload.bytes >= 300_000
+    assert count_used(alice) >= 300_000
+
+
+@pytest.mark.parametrize("changes", [{"use_dora": True}, {"rank_pattern": "q_proj=64"}])
+def test_a_run_without_a_forecast_of_its_parameters_reserves_about_as_much(
+    alice, data, base_model, device, no_queue, changes
+):
+    plain = {"max_steps": 2, "max_length": 80, "rank": 8}
+    reserved = launch_run(alice, base_model=base_model, data=data, settings=plain).disk_bytes
+    other = launch_run(alice, base_model=base_model, data=data, settings=plain | changes)
+    assert other.disk_bytes >= reserved

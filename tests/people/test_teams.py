@@ -88,3 +88,9 @@ def test_the_guide_is_shown_until_it_is_dismissed(as_alice):
     assert "Your first run" in as_alice.get("/models").content.decode()
     as_alice.post("/account/guide")
     assert "Your first run" not in as_alice.get("/models").content.decode()
+
+
+def test_a_lead_sees_all_members_of_the_team_on_the_account_page(client, people):
+    client.force_login(people["lea"])
+    page = client.get("/account").content.decode()
+    assert all(f'value="{name}"' in page for name in ("alice", "bob", "vera", "lea"))

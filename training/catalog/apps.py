@@ -17,16 +17,16 @@ class CatalogConfig(AppConfig):
         register_kind(IMPORT_JOB)
         register_source(READY_MODELS)
         register_source(OFFERED_MODELS)
-        disk_quota.KINDS.append(
+        disk_quota.register_stored_kind(
             disk_quota.StoredKind(
                 title="Base models",
                 item_title="Base model",
                 model=BaseModel,
-                page="model",
+                url_name="model",
                 owner="added_by",
                 team=None,
                 is_in_use=Q(runs__isnull=False) | Q(adapters__isnull=False),
                 in_use_reason="used by runs or adapters",
-                is_growing=Q(state__in=(ModelState.WAITING, ModelState.IMPORTING)),
+                has_reservation=Q(state__in=(ModelState.WAITING, ModelState.IMPORTING)),
             )
         )

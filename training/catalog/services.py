@@ -178,7 +178,7 @@ def save_imported(job: Job, metadata: dict[str, Any]) -> None:
 
 def measure_model(job: Job) -> None:
     for model in BaseModel.objects.filter(pk=job.key):
-        model.measure_disk()
+        model.update_disk_bytes()
 
 
 def save_import_error(job: Job, error: str) -> None:

@@ -15,4 +15,5 @@ class DatasetsConfig(AppConfig):
 
         register_kind(UPLOAD_JOB)
         register_source(DATASET_VERSIONS)
-        disk_quota.KINDS.extend(STORED_KINDS)
+        for kind in STORED_KINDS:
+            disk_quota.register_stored_kind(kind)

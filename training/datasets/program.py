@@ -27,8 +27,6 @@ from training.datasets.mapping_guess import guess_mapping
 from training.datasets.records import iter_records
 from training.errors import UserError, find_storage_error
 
-# Address space in bytes (checking 2 GiB uses a tenth of it) and CPU seconds. The web server waits
-# for `detect`.
 SAMPLE_RECORDS = 200
 TEXT_NOTE = "The file is read as plain text, but its name does not say that it is."
 TABLE_NOTE = (

@@ -345,12 +345,12 @@ def iter_batches(batches: Any, remaining_bytes: int) -> Iterator[dict[str, Any] 
     """Raises pyarrow.ArrowInvalid: a batch whose offsets point outside of its buffers."""
     for batch in batches:
         batch.validate(full=True)
-        remaining_bytes -= batch.nbytes
-        if remaining_bytes < 0:
-            raise too_large_error()
         readable = cast_batch(batch)
         for index in range(batch.num_rows):
             row = readable.slice(index, 1)  # one at a time: a small file may contain huge rows
+            remaining_bytes -= row.nbytes
+            if remaining_bytes < 0:
+                raise too_large_error()
             if row.nbytes > MAX_ROW_BYTES:
                 yield build_row_too_large()
                 continue

@@ -53,6 +53,9 @@ def delete_dataset(user: User, dataset: Dataset, name: str) -> int:
                 Path(settings.HOME) / "data" / digest for digest in digests - shared_digests
             ]
             freed = sum(remove_tree(folder) for folder in folders)
+            # Equal content counts for the oldest version of an owner, which may now be another one
+            for version in DatasetVersion.objects.filter(digest__in=shared_digests):
+                version.update_disk_bytes()
     except BlockingIOError as error:
         raise Conflict("Another dataset is being saved. Try again in a minute.") from error
     except ProtectedError as error:

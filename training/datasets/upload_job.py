@@ -7,7 +7,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -40,11 +40,13 @@ from training.datasets.uploads import (
     check_no_faulty_rows,
     max_unpacked_bytes,
     max_written_bytes,
+    reserve_download,
 )
 from training.errors import UserError, to_one_line
 from training.jobs.kinds import JobKind, Lane
 from training.jobs.models import Job
 from training.jobs.runner import follow_program, get_subject, save_job
+from training.people.disk_quota import check_disk_quota
 from training.people.models import User
 from training.people.permissions import check_changeable
 
@@ -67,6 +69,8 @@ def run_upload(job: Job) -> dict[str, Any]:
 
 def run_upload_program(job: Job, upload: Upload) -> dict[str, Any]:
     """The fields of the program's messages by name. Cancelling the job kills the program."""
+    if upload.job == "fetch":
+        reserve_download(upload)
     write_params(upload.folder, build_params(upload))
     result: dict[str, Any] = {}
     deadline = time.monotonic() + MAX_SECONDS
@@ -101,9 +105,10 @@ def finish_upload(job: Job, result: dict[str, Any]) -> None:
     if upload.job == "save":
         save_version(upload, result["version"])
     elif upload.job == "check":
-        update_upload(
-            upload, report=result["report"], state=UploadState.CHECKED, progress_message=""
-        )
+        # The version will be about as large as the checked rows
+        size = max(upload.bytes, (upload.folder / "rows.jsonl").stat().st_size)
+        changes = {"report": result["report"], "bytes": size, "progress_message": ""}
+        update_upload(upload, state=UploadState.CHECKED, **changes)
     else:
         apply_detection(upload, result["detected"])
         size = sum((upload.folder / file["file"]).stat().st_size for file in upload.files)
@@ -114,7 +119,7 @@ def finish_upload(job: Job, result: dict[str, Any]) -> None:
             "progress_message": "",
         }
         update_upload(upload, state=UploadState.DRAFT, **changes)
-    upload.measure_disk()
+    upload.update_disk_bytes()
 
 
 def record_failure(job: Job, error: str) -> None:
@@ -122,7 +127,7 @@ def record_failure(job: Job, error: str) -> None:
         state=UploadState.FAILED, error=error, progress_message=""
     )
     for upload in Upload.objects.filter(pk=job.key):
-        upload.measure_disk()
+        upload.update_disk_bytes()
 
 
 def save_version(upload: Upload, build_result: dict[str, Any]) -> None:
@@ -130,6 +135,7 @@ def save_version(upload: Upload, build_result: dict[str, Any]) -> None:
 
     Raises:
         NotAllowed: the uploader may no longer change the dataset.
+        Conflict: the disk quota of the dataset's owner or team is exceeded.
     """
     update_upload(upload, state=UploadState.DONE, progress_message="")
     if upload.dataset is None:
@@ -145,7 +151,11 @@ def save_version(upload: Upload, build_result: dict[str, Any]) -> None:
         upload.build_options,
     )
     version.save()
-    version.measure_disk()
+    version.update_disk_bytes()
+    dataset = upload.dataset
+    if (dataset.owner_id, dataset.team_id) != (upload.owner_id, upload.team_id):
+        # The upload's reservation counts for others
+        check_disk_quota(dataset.owner, dataset.team, 0)
 
 
 def prepare_version(
@@ -181,6 +191,12 @@ def lock_data_folder(*, exclusive: bool = False) -> Iterator[None]:
     with (root / ".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB if exclusive else fcntl.LOCK_SH)
         yield
+
+
+def lock_while_saving(job: Job) -> AbstractContextManager[None]:
+    """The lock of the data folder, for a job that builds a version."""
+    is_saving = Upload.objects.filter(pk=job.key, job="save").exists()
+    return lock_data_folder() if is_saving else nullcontext()
 
 
 def create_dataset(
@@ -230,7 +246,7 @@ def create_dataset(
             version = prepare_version(dataset, build_result, report)
             version.mapping = mapping.to_dict()
             version.save()
-            version.measure_disk()
+            version.update_disk_bytes()
     return version
 
 
@@ -241,7 +257,7 @@ UPLOAD_JOB = JobKind(
     subjects=(Upload,),
     max_tries=None,  # every worker restart counts as a try; the program has its own limits
     one_per_owner=True,
-    guard=lock_data_folder,
+    guard=lock_while_saving,
     on_done=finish_upload,
     on_failed=record_failure,
     crash_message="The file could not be read ({error}).",

@@ -33,11 +33,11 @@ from training.datasets.errors import BadFile
 from training.datasets.formats import DELIMITERS, UNITS, Format
 from training.datasets.hub import check_hub_id
 from training.datasets.models import Dataset, Upload, UploadState
-from training.errors import Conflict, UserError, to_one_line
+from training.errors import Conflict, NotFound, UserError, to_one_line
 from training.jobs.models import JobState
 from training.jobs.services import enqueue_job
 from training.people.current_user import hold_program_slot
-from training.people.disk_quota import check_disk_quota, get_free_bytes
+from training.people.disk_quota import check_disk_quota, get_free_bytes, lock_quotas
 from training.people.models import User
 from training.people.permissions import check_changeable
 
@@ -139,14 +139,36 @@ def store_files(upload: Upload, files: Sequence[NamedFile]) -> None:
         shutil.rmtree(upload.folder, ignore_errors=True)
         upload.delete()
         raise
-    upload.save()
+    upload.bytes = sum((upload.folder / file["file"]).stat().st_size for file in upload.files)
+    upload.disk_bytes = upload.measure_disk_bytes()
+    fields = {name: getattr(upload, name) for name in ("files", "mapping", "bytes", "disk_bytes")}
+    if not Upload.objects.filter(pk=upload.pk).update(**fields):
+        shutil.rmtree(upload.folder, ignore_errors=True)
+        raise NotFound("The upload was discarded while its first rows were read.", field="file")
 
 
-def get_max_fetched_bytes(upload: Upload) -> int:
-    """How much may be downloaded from the Hub for an upload."""
+def reserve_download(upload: Upload) -> None:
+    """Reserve the disk space for the largest download that the quotas allow: its size is not known
+    yet.
+    """
+    with transaction.atomic():
+        Upload.objects.filter(pk=upload.pk).update(disk_bytes=0)  # of an earlier try
+        lock_quotas(upload.owner, upload.team)
+        free = get_free_bytes(upload.owner, upload.team)
+        limit = DISK_FACTOR * int(settings.DATASET_MAX_BYTES)
+        upload.disk_bytes = limit if free is None else min(limit, free)
+        Upload.objects.filter(pk=upload.pk).update(disk_bytes=upload.disk_bytes)
+
+
+def get_max_bytes(upload: Upload) -> int:
+    """How many bytes a step of reading an upload may write: a small file may unpack to gigabytes.
+    The upload's own space is free for it.
+    """
+    if upload.job == "fetch":
+        return upload.disk_bytes // DISK_FACTOR
     free = get_free_bytes(upload.owner, upload.team)
-    limit = int(settings.DATASET_MAX_BYTES)
-    return limit if free is None else min(limit, free // DISK_FACTOR)
+    limit = max_unpacked_bytes()
+    return limit if free is None else min(limit, (free + upload.disk_bytes) // DISK_FACTOR)
 
 
 def build_params(upload: Upload) -> dict[str, Any]:
@@ -157,9 +179,7 @@ def build_params(upload: Upload) -> dict[str, Any]:
         "build_options": upload.build_options,
         "hub_id": upload.source.removeprefix("hub: "),
         "root": str(Path(settings.HOME) / "data"),
-        "max_bytes": get_max_fetched_bytes(upload)
-        if upload.job == "fetch"
-        else max_unpacked_bytes(),
+        "max_bytes": get_max_bytes(upload),
     }
 
 

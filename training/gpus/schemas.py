@@ -156,7 +156,7 @@ class StoredItemOut(Schema):
     owner: str
     team: str
     bytes: int
-    page: str
+    url: str
     in_use_reason: str = Field(description="Why it cannot be deleted now; empty if it can.")
 
     @staticmethod

@@ -69,7 +69,7 @@ class JobKind:
     max_tries: int | None = MAX_TRIES
     one_per_owner: bool = False
     # A context that wraps `run` and the storing of its result
-    guard: Callable[[], AbstractContextManager[None]] = nullcontext
+    guard: Callable[[Job], AbstractContextManager[None]] = lambda _job: nullcontext()
     on_done: Callable[[Job, dict[str, Any]], None] | None = None
     on_failed: Callable[[Job, str], None] | None = None
     # Folders that a job writes besides its own

@@ -152,7 +152,7 @@ def execute_job(job: Job) -> None:
     """Run a claimed job and store its outcome."""
     kind = KINDS[job.kind]
     try:
-        with heartbeat(job), kind.guard():
+        with heartbeat(job), kind.guard(job):
             result = kind.run(job)
             complete_job(job, result)
     except JobCancelled:

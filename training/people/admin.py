@@ -63,7 +63,7 @@ class TeamAdmin(CountingDeleteAdmin):
     list_display = ("name",)
     search_fields = ("name",)
     fields = ("name", "max_disk_bytes", "members_page")
-    readonly_fields = ("members_page",)
+    readonly_fields = ("max_disk_bytes", "members_page")  # edited with an audit entry
 
     @admin.display(description="Members")
     def members_page(self, team: Team) -> str:

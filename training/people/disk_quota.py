@@ -14,7 +14,7 @@ from typing import Any
 
 from django.conf import settings
 from django.db import transaction
-from django.db.models import Exists, F, OuterRef, Q, QuerySet, Sum, Value
+from django.db.models import Exists, F, JSONField, OuterRef, Q, QuerySet, Sum, Value
 from django.urls import reverse
 
 from training.errors import Conflict
@@ -33,14 +33,14 @@ class StoredKind:
     title: str  # "Runs with checkpoints"
     item_title: str  # "Run"
     model: type[Stored]
-    page: str  # the URL's name of the page on which an item is deleted
-    page_id: str = "pk"  # the field with the URL's argument
+    url_name: str  # of the page on which an item is deleted
+    url_argument: str = "pk"  # the field with its argument
     name: str = "name"
     owner: str = "owner"
     team: str | None = "team"
     is_in_use: Q  # rows that cannot be deleted now
     in_use_reason: str
-    is_growing: Q = NO_ROWS  # rows whose `disk_bytes` is what their files may take
+    has_reservation: Q = NO_ROWS  # rows whose `disk_bytes` is what their files may take
 
     def filter_visible(self, user: User) -> QuerySet[Any]:
         rows: QuerySet[Any] = self.model._base_manager.all()
@@ -52,7 +52,11 @@ class StoredKind:
         return rows.filter(is_visible)
 
 
-KINDS: list[StoredKind] = []
+STORED_KINDS: list[StoredKind] = []
+
+
+def register_stored_kind(kind: StoredKind) -> None:
+    STORED_KINDS.append(kind)
 
 
 @dataclass(frozen=True)
@@ -88,7 +92,7 @@ class DiskUsage:
 @dataclass(frozen=True)
 class StoredItem:
     kind: StoredKind
-    page: str  # address of the page on which it is deleted
+    url: str  # of the page on which it is deleted
     name: str
     owner: str
     team: str
@@ -121,7 +125,7 @@ def list_disk_usages(holders: Sequence[User | Team]) -> list[DiskUsage]:
     for holder in holders:
         model = Team if isinstance(holder, Team) else User
         used = totals[model].get(holder.pk, Counter())
-        by_kind = {kind.title: used[kind.title] for kind in KINDS}
+        by_kind = {kind.title: used[kind.title] for kind in STORED_KINDS}
         usages.append(DiskUsage(holder, by_kind, get_quota(holder)))
     return usages
 
@@ -135,7 +139,7 @@ def sum_by_holder(
     totals: dict[int, Counter[str]] = {}
     if holder_ids is not None and not holder_ids:
         return totals
-    for kind in KINDS:
+    for kind in STORED_KINDS:
         path = kind.owner if model is User else kind.team
         if path is None:
             continue
@@ -155,6 +159,15 @@ def get_free_bytes(owner: User, team: Team | None) -> int | None:
     return max(0, min(free)) if free else None
 
 
+def lock_quotas(owner: User, team: Team | None) -> list[User | Team]:
+    """Lock the rows of an owner and a team until the transaction ends."""
+    assert transaction.get_connection().in_atomic_block
+    holders: list[User | Team] = [User.objects.select_for_update().get(pk=owner.pk)]
+    if team is not None:
+        holders.append(Team.objects.select_for_update().get(pk=team.pk))
+    return holders
+
+
 def check_disk_quota(owner: User, team: Team | None, new_bytes: int) -> None:
     """Check that an item of this size may be stored. Call it in the transaction that stores
     `disk_bytes` of the item: it locks the quotas until the end.
@@ -162,11 +175,7 @@ def check_disk_quota(owner: User, team: Team | None, new_bytes: int) -> None:
     Raises:
         Conflict: a quota would be exceeded.
     """
-    assert transaction.get_connection().in_atomic_block
-    holders: list[User | Team] = [User.objects.select_for_update().get(pk=owner.pk)]
-    if team is not None:
-        holders.append(Team.objects.select_for_update().get(pk=team.pk))
-    for usage in map(get_disk_usage, holders):
+    for usage in map(get_disk_usage, lock_quotas(owner, team)):
         if usage.quota is None or usage.used + new_bytes <= usage.quota:
             continue
         name = f"Team {usage.holder}" if usage.is_team else str(usage.holder)
@@ -181,7 +190,7 @@ def check_disk_quota(owner: User, team: Team | None, new_bytes: int) -> None:
 def list_items(user: User) -> list[StoredItem]:
     """The largest items that the user may see, largest first."""
     items = sorted(
-        (item for kind in KINDS for item in list_items_of_kind(kind, user)),
+        (item for kind in STORED_KINDS for item in list_items_of_kind(kind, user)),
         key=lambda item: -item.bytes,
     )
     return items[:MAX_ITEMS]
@@ -190,19 +199,19 @@ def list_items(user: User) -> list[StoredItem]:
 def list_items_of_kind(kind: StoredKind, user: User) -> Iterator[StoredItem]:
     largest = kind.filter_visible(user).filter(disk_bytes__gt=0).order_by("-disk_bytes")
     columns = (
-        kind.page_id,
+        kind.url_argument,
         kind.name,
         f"{kind.owner}__username",
         f"{kind.team}__name" if kind.team else Value(""),
         "disk_bytes",
     )
     in_use = kind.model._base_manager.filter(kind.is_in_use, pk=OuterRef("pk"))
-    for page_id, name, owner, team, size, is_in_use in largest.values_list(
+    for argument, name, owner, team, size, is_in_use in largest.values_list(
         *columns, Exists(in_use)
     )[:MAX_ITEMS]:
         reason = kind.in_use_reason if is_in_use else ""
-        page = reverse(kind.page, args=[page_id])
-        yield StoredItem(kind, page, str(name), owner or "", team or "", size, reason)
+        url = reverse(kind.url_name, args=[argument])
+        yield StoredItem(kind, url, str(name), owner or "", team or "", size, reason)
 
 
 def list_largest_holders(model: type[User] | type[Team]) -> list[DiskUsage]:
@@ -213,8 +222,12 @@ def list_largest_holders(model: type[User] | type[Team]) -> list[DiskUsage]:
     return [DiskUsage(holders[pk], dict(totals[pk]), get_quota(holders[pk])) for pk in largest]
 
 
-def measure_all_items() -> None:
-    """Measure all items whose files no process is writing: one may have ended without doing so."""
-    for kind in KINDS:
-        for row in kind.model._base_manager.exclude(kind.is_growing).iterator():
-            row.measure_disk()
+def update_all_disk_bytes() -> None:
+    """Measure all items without a reservation: a process may have ended without doing so."""
+    for kind in STORED_KINDS:
+        rows: QuerySet[Any] = kind.model._base_manager.exclude(kind.has_reservation)
+        large = [field.name for field in kind.model._meta.fields if isinstance(field, JSONField)]
+        for row in rows.defer(*large).iterator():
+            size = row.measure_disk_bytes()
+            # The item may have got a reservation meanwhile
+            rows.filter(pk=row.pk).exclude(disk_bytes=size).update(disk_bytes=size)

@@ -134,7 +134,10 @@ class Stored(models.Model):
     def list_folders(self) -> list[Path]:
         raise NotImplementedError
 
-    def measure_disk(self) -> None:
+    def measure_disk_bytes(self) -> int:
+        return sum(measure_tree(folder) for folder in self.list_folders())
+
+    def update_disk_bytes(self) -> None:
         """Store what the files take now. The item may have been deleted."""
-        self.disk_bytes = sum(measure_tree(folder) for folder in self.list_folders())
+        self.disk_bytes = self.measure_disk_bytes()
         type(self)._base_manager.filter(pk=self.pk).update(disk_bytes=self.disk_bytes)

@@ -50,7 +50,8 @@ def order_fully(rows: Any) -> Any:
 
 
 def paginate(request: HttpRequest, rows: Any, size: int, parameter: str = "page") -> ListPage:
-    """The page of `rows` that the address asks for. A number out of range is the nearest page."""
+    """The page of `rows` that the address asks for. A number out of range is the last
+    page, and text the first."""
     page = Paginator(order_fully(rows), size).get_page(request.GET.get(parameter))
     return ListPage(page, request.GET, parameter)
 

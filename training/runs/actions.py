@@ -18,7 +18,7 @@ from training.gpus import allocations
 from training.people.disk_quota import check_disk_quota
 from training.people.models import User
 from training.people.permissions import check_changeable
-from training.runs.forecast.summary import forecast_disk_bytes
+from training.runs.forecast.summary import count_disk_bytes
 from training.runs.models import MAX_NAME_LENGTH, MAX_NOTES_LENGTH, MAX_TAGS, Run, Sweep
 from training.runs.notifications import notify_run_ended
 from training.runs.queue import checks
@@ -161,8 +161,8 @@ def cancel_queued_run(run: Run, *, discard: bool) -> bool:
             notify_run_ended(run.pk)
     if cancelled and state == State.CANCELLED:
         shutil.rmtree(run.folder / "checkpoints", ignore_errors=True)
-    if cancelled:
-        run.measure_disk()
+    if cancelled:  # and not continued meanwhile
+        Run.objects.filter(pk=run.pk, state=state).update(disk_bytes=run.measure_disk_bytes())
     return bool(cancelled)
 
 
@@ -171,7 +171,7 @@ def reserve_disk(run: Run) -> None:
     exceeded.
     """
     trainable = run.start_info.get("trainable_parameters") or run.forecast.get("trainable") or 0
-    disk_bytes = max(run.disk_bytes, forecast_disk_bytes(int(trainable)))
+    disk_bytes = max(run.disk_bytes, count_disk_bytes(int(trainable)))
     check_disk_quota(run.owner, run.team, disk_bytes - run.disk_bytes)
     Run.objects.filter(pk=run.pk).update(disk_bytes=disk_bytes)
 

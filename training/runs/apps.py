@@ -20,14 +20,14 @@ class RunsConfig(AppConfig):
         run_changed.connect(notify_browsers)
         for source in FILTER_SOURCES.values():
             register_source(source)
-        disk_quota.KINDS.append(
+        disk_quota.register_stored_kind(
             disk_quota.StoredKind(
                 title="Runs with checkpoints",
                 item_title="Run",
                 model=Run,
-                page="run",
+                url_name="run",
                 is_in_use=Q(state__in=UNFINISHED),
                 in_use_reason="has not ended",
-                is_growing=Q(state__in=UNFINISHED),
+                has_reservation=Q(state__in=UNFINISHED),
             )
         )

@@ -39,7 +39,6 @@ with fast_imports():
     from training.engine.modeling.model import choose_precision
     from training.engine.simulation.fake_step import SimulatedStep, load_model_config
 
-# Limit of the address space, including CUDA's libraries: a config.json may ask for any size
 IDLE_TIMEOUT = 600  # Seconds; then the process ends and frees its 600 MB
 
 

@@ -27,6 +27,7 @@ from training.people.current_user import hold_program_slot
 # Increase it when the engine's steps or the estimator's JSON change, so that old files are ignored.
 CACHE_VERSION = 8
 TIMEOUT_SECONDS = 120
+# With the libraries of torch; a config.json may ask for any size
 LIMITS = ProgramLimits(address_space_bytes=8 * GIB, counted_bytes=2 * GIB)
 COMMON_SETTINGS = ("method", "precision", "optim", "gradient_checkpointing", "packing")
 # Settings of methods that do not change the memory of a step.

@@ -14,6 +14,7 @@ from training.engine.config import EXCLUDED_ROW_SETTINGS, RunConfig
 from training.engine.file_names import MAX_RECENT_CHECKPOINTS
 from training.engine.methods import METHODS
 from training.engine.row_numbers import format_row_numbers, parse_row_numbers
+from training.engine.settings import parse_layer_pattern
 from training.errors import UserError
 from training.formatting import format_percent
 from training.runs.forecast.batch_shapes import count_steps
@@ -65,9 +66,22 @@ def forecast_run(
     return summary
 
 
-def forecast_disk_bytes(trainable: int) -> int:
-    """About what a run with so many trainable parameters writes: the checkpoints that are kept
-    while another one is written, the adapter, and the copy of it in the registry.
+def forecast_disk_bytes(config: RunConfig, model: BaseModel, memory: dict[str, Any] | None) -> int:
+    """About what a run writes: see `count_disk_bytes`. Without a count of the trainable parameters,
+    those of LoRA with its largest rank stand for them, or 0.5% of the model's.
+    """
+    trainable = count_trainable_parameters(config, model, memory)
+    if trainable is None and "rank" in METHODS[config.method].settings:
+        ranks = parse_layer_pattern(config.rank_pattern).values()
+        trainable = count_adapted_parameters(model, config, max(config.rank, *ranks, 1))
+    if trainable is None:
+        trainable = int(model.metadata.get("parameters") or 0) // 200
+    return count_disk_bytes(trainable)
+
+
+def count_disk_bytes(trainable: int) -> int:
+    """What a run with so many trainable parameters writes: the checkpoints that are kept while
+    another one is written, the adapter, and the copy of it in the registry.
     """
     checkpoints = MAX_RECENT_CHECKPOINTS + 2  # with the best one
     return trainable * (checkpoints * CHECKPOINT_BYTES_PER_WEIGHT + 2 * BYTES_PER_WEIGHT)
@@ -202,6 +216,10 @@ def count_lora_parameters(model: BaseModel, config: RunConfig) -> int | None:
     """
     if "rank" not in METHODS[config.method].settings or config.use_dora or config.rank_pattern:
         return None
+    return count_adapted_parameters(model, config, config.rank)
+
+
+def count_adapted_parameters(model: BaseModel, config: RunConfig, rank: int) -> int:
     target_modules = [name.strip() for name in config.target_modules.split(",") if name.strip()]
     layers = list_linear_layers(model.folder)
     shapes = [
@@ -210,7 +228,7 @@ def count_lora_parameters(model: BaseModel, config: RunConfig) -> int | None:
         if target_modules == ["all-linear"]
         or any(f".{name}".endswith(f".{suffix}") for suffix in target_modules)
     ]
-    return sum(config.rank * (rows + columns) for rows, columns in shapes)
+    return sum(rank * (rows + columns) for rows, columns in shapes)
 
 
 def get_context_warnings(config: RunConfig, model: BaseModel) -> list[str]:

@@ -32,7 +32,6 @@ from training.runs.forecast.summary import (
     check_excluded_rows,
     check_trained_tokens,
     collect_warnings,
-    count_trainable_parameters,
     forecast_disk_bytes,
     forecast_run,
 )
@@ -407,8 +406,7 @@ def draft_run(resolved: ResolvedLaunch, member: Member, team: Team | None) -> Ru
     )
     check_schedulable(resolved, config, team, memory.get("peak"))
     steps = count_steps(lengths, config)[0] if lengths else config.max_steps
-    trainable = count_trainable_parameters(config, resolved.request.base_model, memory)
-    disk_bytes = forecast_disk_bytes(trainable or 0)
+    disk_bytes = forecast_disk_bytes(config, resolved.request.base_model, memory)
     return RunDraft(member, min(steps, MAX_STEPS), memory, disk_bytes)
 
 

@@ -46,6 +46,8 @@ class ChangeWatcher:
         self._listeners: dict[int, set[asyncio.Event]] = defaultdict(set)
         self._revisions: dict[int, Revision | None] = {}
         self.frames = FrameCache()
+        self._poll_lock = asyncio.Lock()
+        self._polls = 0
         self._task: asyncio.Task[None] | None = None
         self._sqlite: sqlite3.Connection | None = None
         self._version = -1
@@ -58,6 +60,7 @@ class ChangeWatcher:
             or self._task.done()
             or self._task.get_loop() is not asyncio.get_running_loop()
         ):
+            self._poll_lock = asyncio.Lock()  # belongs to one event loop
             self._task = asyncio.get_running_loop().create_task(self._poll_loop())
 
     def remove_listener(self, run_id: int, wake: asyncio.Event) -> None:
@@ -75,8 +78,13 @@ class ChangeWatcher:
 
     async def poll_revisions(self) -> None:
         """Read the revisions of the watched runs, and wake the listeners of those that changed."""
-        run_ids = list(self._listeners)
-        revisions = await read_revisions(run_ids)
+        requested = self._polls
+        async with self._poll_lock:  # an older read must not replace a newer one
+            if self._polls > requested:
+                return  # one that started later has just ended
+            self._polls += 1
+            run_ids = list(self._listeners)
+            revisions = await read_revisions(run_ids)
         for run_id in run_ids:
             revision = revisions.get(run_id)
             if run_id not in self._listeners or self._revisions.get(run_id) == revision:

@@ -38,7 +38,7 @@ MAX_MESSAGES_PER_SECOND = 10
 MAX_MESSAGE_CHARACTERS = 4096
 MAX_UNACKED_BYTES = 4 * 2**20  # a frame has less than 4 MiB, so a socket has less than 8 MiB
 ACK_SECONDS = 30.0
-CHECK_SECONDS = 30.0
+CHECK_SECONDS = 5.0  # until a user who loses access loses the socket
 POINTS = (10, 2000)
 
 INTERNAL_ERROR = 1011  # RFC 6455: the server met an unexpected condition
@@ -217,6 +217,8 @@ class LiveConsumer(AsyncWebsocketConsumer):  # type: ignore[misc]
         else:
             request = FrameRequest(run_id, subscription.cursor, points=0)
         frame = await watcher.frames.get_frame(request, revision)
+        if self.subscriptions.get(run_id) is not subscription:
+            return
         subscription.cursor = frame.last_seq
         subscription.sent = Revision(frame.last_seq, frame.row, revision.is_worker_lost)
         self.unacked[run_id] = UnackedFrame(time.monotonic(), len(frame.text))

@@ -21,7 +21,7 @@ from training.gpus.models import MAX_RUNS_PER_DEVICE
 from training.jobs import runner as jobs
 from training.jobs.consumer import JobConsumer, QueueConsumer
 from training.jobs.recovery import RECOVERY_SECONDS, recover_and_wake_jobs, release_own_jobs
-from training.people.disk_quota import measure_all_items
+from training.people.disk_quota import update_all_disk_bytes
 from training.runs.launch.method_costs import compute_missing_forecasts, precompute_estimator
 from training.runs.queue import admission, queue_info
 from training.runs.worker import supervisor, tasks
@@ -99,5 +99,5 @@ PERIODIC_TASKS: list[tuple[Callable[[], object], float]] = [
     (precompute_estimator, 5.0),
     (compute_missing_forecasts, 3.0),
     (remove_stale_uploads, 3600.0),
-    (measure_all_items, 600.0),
+    (update_all_disk_bytes, 600.0),
 ]

@@ -415,5 +415,5 @@ class RunSupervisor:
             allocations.release_device(self.lease.run_id)
             if changes.get("state") in ENDED:
                 notify_run_ended(self.lease.run_id)
-                Run.objects.get(pk=self.lease.run_id).measure_disk()
+                Run.objects.get(pk=self.lease.run_id).update_disk_bytes()
         run_changed.send(Run, run_id=self.lease.run_id)
