@@ -37,7 +37,7 @@ from benchmarks.abused_site import (
     train_and_deploy,
     watch_web,
 )
-from benchmarks.web_sockets import open_socket, send_frame
+from benchmarks.web_sockets import open_socket, send_message
 from tests import tiny
 from tests.running_site import RunningSite
 
@@ -182,10 +182,11 @@ def subscribe_without_reading(site: RunningSite, session: str, run: int) -> dict
     """Ten sockets that subscribe to a run again and again and never read."""
     with watch_web(site) as figures:
         connections = [open_socket(site.port, session, buffer_bytes=4096) for _ in range(10)]
+        message = {"type": "sub", "run": run, "cursor": 0, "points": 2000}
         for _ in range(40):
             for connection in connections:
                 try:
-                    send_frame(connection, {"type": "sub", "run": run, "cursor": 0, "points": 2000})
+                    send_message(connection, message)
                 except OSError:
                     pass  # the server has closed it
             time.sleep(0.2)

@@ -59,7 +59,9 @@ journal.write_event(
     "start", attempt=1, step=0, total_steps=points, epochs=1, rows=1, eval_rows=1, tokens=1,
     trained_tokens=1, truncated_rows=0, empty_rows=0, trainable_parameters=1, parameters=1,
     device="CPU", precision="fp32", threads=1, chat_template="model", versions={})
-begin = time.time() + 6
+while not (folder / "go").exists():
+    time.sleep(0.05)
+begin = time.time() + 1
 for n in range(1, points + 1):
     time.sleep(max(0, begin + n / rate - time.time()))
     journal.write_event(
@@ -107,13 +109,13 @@ def main() -> None:
     with RunningSite(home, model) as site, launch_browser() as chromium:
         run = site.run_python(LAUNCH).strip()
         folder = home / "runs" / run
-        followers = start_followers(site, run, options.sockets)
-        web_cpu = psutil.Process(site.find_pid("web")).cpu_times
         writer = subprocess.Popen(
             [sys.executable, "-c", ENGINE, str(folder), str(POINTS), str(RATE)],
             env=site.env,
             cwd=Path.cwd(),
         )
+        followers = start_followers(site, run, options.sockets)
+        web_cpu = psutil.Process(site.find_pid("web")).cpu_times
         cpu_before, started_at = sum(web_cpu()[:2]), time.monotonic()
         page = chromium.new_page(viewport={"width": 1440, "height": 900})
         page.goto(site.address + "/sign-in")
@@ -125,6 +127,7 @@ def main() -> None:
             "window.drawn = []; document.addEventListener('drawn', (e) => "
             "window.drawn.push([e.detail.seq, performance.timeOrigin + performance.now()]))"
         )
+        (folder / "go").touch()  # everybody is connected
         writer.wait()
         drawn: list[list[float]] = page.evaluate("window.drawn")
         web_share = (sum(web_cpu()[:2]) - cpu_before) / (time.monotonic() - started_at)

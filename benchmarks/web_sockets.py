@@ -10,7 +10,7 @@ import socket
 import struct
 from typing import Any
 
-TEXT_FRAME, CLOSE_FRAME = 1, 8
+TEXT_FRAME, CLOSE_FRAME, PING_FRAME, PONG_FRAME = 1, 8, 9, 10
 
 
 def open_socket(port: int, session: str, buffer_bytes: int = 0) -> socket.socket:
@@ -32,11 +32,15 @@ def open_socket(port: int, session: str, buffer_bytes: int = 0) -> socket.socket
     return connection
 
 
-def send_frame(connection: socket.socket, message: dict[str, Any]) -> None:
-    """Send a masked text frame (RFC 6455, 5.2) of at most 125 bytes."""
-    payload, mask = json.dumps(message).encode(), os.urandom(4)
+def send_message(connection: socket.socket, message: dict[str, Any]) -> None:
+    send_frame(connection, TEXT_FRAME, json.dumps(message).encode())
+
+
+def send_frame(connection: socket.socket, opcode: int, payload: bytes) -> None:
+    """Send a masked frame (RFC 6455, 5.2) of at most 125 bytes."""
+    mask = os.urandom(4)
     masked = bytes(byte ^ mask[index % 4] for index, byte in enumerate(payload))
-    connection.sendall(struct.pack("!BB", 0x81, 0x80 | len(payload)) + mask + masked)
+    connection.sendall(struct.pack("!BB", 0x80 | opcode, 0x80 | len(payload)) + mask + masked)
 
 
 class LiveClient:
@@ -45,7 +49,7 @@ class LiveClient:
     def __init__(self, port: int, session: str, run: int) -> None:
         self.connection, self.run = open_socket(port, session), run
         self.unread, self.last_seq, self.frames = bytearray(), -1, 0
-        send_frame(self.connection, {"type": "sub", "run": run, "cursor": 0, "points": 1000})
+        send_message(self.connection, {"type": "sub", "run": run, "cursor": 0, "points": 1000})
 
     def read_frames(self) -> None:
         """Handle what has arrived. Raises AssertionError if the server has closed the socket or an
@@ -57,6 +61,8 @@ class LiveClient:
         while (frame := self.take_frame()) is not None:
             opcode, payload = frame
             assert opcode != CLOSE_FRAME, f"the server has closed a socket: {payload!r}"
+            if opcode == PING_FRAME:  # without an answer the server ends the connection
+                send_frame(self.connection, PONG_FRAME, payload)
             if opcode == TEXT_FRAME:
                 self.handle_message(json.loads(payload))
 
@@ -83,7 +89,7 @@ class LiveClient:
             assert seqs == expected, f"expected {expected}, got {seqs}"
         self.last_seq = message["upto"] if message["type"] == "snap" else message["last"]
         self.frames += 1
-        send_frame(self.connection, {"type": "ack", "run": self.run, "seq": self.last_seq})
+        send_message(self.connection, {"type": "ack", "run": self.run, "seq": self.last_seq})
 
 
 def follow_run(port: int, sessions: list[str], run: int, last_seq: int) -> dict[str, Any]:
@@ -94,6 +100,8 @@ def follow_run(port: int, sessions: list[str], run: int, last_seq: int) -> dict[
             client = LiveClient(port, session, run)
             clients.append(client)
             selector.register(client.connection, selectors.EVENT_READ, client)
+            for key, _ in selector.select(timeout=0):
+                key.data.read_frames()  # a frame must be acknowledged within 30 s
         print("ready", flush=True)
         while any(client.last_seq < last_seq for client in clients):
             ready = selector.select(timeout=60)

@@ -203,18 +203,20 @@ def test_admins_edit_quotas_which_are_audited(client, people):
         assert answer.status_code == 302
         holder.refresh_from_db()
         assert holder.max_disk_bytes == 1.5e9
+        page = client.get("/disk").content.decode()
+        assert_mentions(page, f"The disk quota of {holder} is now 1.5 GB.", "Users and teams")
         assert AuditEntry.objects.first().after == {"max_disk_bytes": 1.5e9}
         client.post(f"/disk/{path}", {"max_disk_gb": ""})
         holder.refresh_from_db()
         assert holder.max_disk_bytes is None
 
 
-@pytest.mark.parametrize("text", ["nan", "-1", "1e300", "many"])
+@pytest.mark.parametrize("text", ["nan", "-1", "1e300", "many", "0,5"])
 def test_an_invalid_quota_is_refused_and_stays_in_the_form(client, people, text):
     client.force_login(people["admin"])
     answer = client.post("/disk/users/alice", {"max_disk_gb": text})
     assert answer.status_code == 400
-    assert_mentions(answer.content.decode(), "number of GB", f'value="{text}"')
+    assert_mentions(answer.content.decode(), "such as 50 or 0.5", f'value="{text}"')
     people["alice"].refresh_from_db()
     assert people["alice"].max_disk_bytes is None
 

@@ -12,6 +12,7 @@ from django.shortcuts import redirect, render
 from django.views.decorators.http import require_http_methods, require_safe
 
 from training.errors import UserError
+from training.formatting import format_bytes
 from training.gpus import quotas
 from training.people import disk_quota
 from training.people.models import Team, User
@@ -69,7 +70,9 @@ def edit_quota(request: AuthenticatedRequest, holder: User | Team) -> HttpRespon
     except UserError as error:
         values |= {"error": error, "max_disk_gb": text, "reason": reason}
         return render(request, "gpus/disk_quota.html", values, status=error.status)
-    messages.success(request, f"Saved the disk quota of {holder}. Nothing was deleted.")
+    new_quota = disk_quota.get_quota(holder)
+    amount = "no limit" if new_quota is None else format_bytes(new_quota)
+    messages.success(request, f"The disk quota of {holder} is now {amount}. Nothing was deleted.")
     return redirect("disk")
 
 
@@ -78,11 +81,12 @@ def parse_gigabytes(text: str) -> int | None:
     if not text:
         return None
     try:
-        gigabytes = float(text.replace(",", ""))
+        gigabytes = float(text)
     except ValueError:
         gigabytes = math.nan
     if not 0 <= gigabytes <= quotas.MAX_NUMBER / GB:
         raise UserError(
-            f"The disk quota must be a number of GB, but is {text[:40]!r}.", field="max_disk_gb"
+            f"Enter 0 to {quotas.MAX_NUMBER // GB:,} GB, such as 50 or 0.5, not {text[:40]!r}.",
+            field="max_disk_gb",
         )
     return round(gigabytes * GB)

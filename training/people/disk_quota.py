@@ -215,8 +215,13 @@ def list_items_of_kind(kind: StoredKind, user: User) -> Iterator[StoredItem]:
 
 
 def list_largest_holders(model: type[User] | type[Team]) -> list[DiskUsage]:
-    """The users or teams whose items take most, largest first, for admins."""
+    """The users or teams whose items take most, largest first, and those with a quota of their own,
+    for admins.
+    """
     totals = sum_by_holder(model)
+    limited = model._base_manager.exclude(max_disk_bytes=None).order_by("pk")[:MAX_ITEMS]
+    for pk in limited.values_list("pk", flat=True):
+        totals.setdefault(pk, Counter())
     largest = sorted(totals, key=lambda pk: -totals[pk].total())[:MAX_ITEMS]
     holders: dict[int, Any] = model._base_manager.in_bulk(largest)
     return [DiskUsage(holders[pk], dict(totals[pk]), get_quota(holders[pk])) for pk in largest]
