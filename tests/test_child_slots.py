@@ -149,23 +149,26 @@ def test_a_user_cannot_make_the_server_wait_without_end(slots, monkeypatch):
         thread.join()
 
 
-def test_programs_start_while_there_is_memory_for_all(slots):
-    with hold_background(slots, 30):
+def test_programs_of_a_kind_start_while_there_is_memory_for_all(slots):
+    with hold_interactive(slots, "alice", 30):
         with raises_user_error(SlotsBusy):
-            hold_interactive(slots, "alice", 80).__enter__()
-        with hold_interactive(slots, "alice", 70):
+            hold_interactive(slots, "bob", 30).__enter__()
+        with hold_interactive(slots, "bob", 20):
             pass
 
 
-def test_a_large_job_starts_alone_and_leaves_memory_to_pages(slots):
+def test_a_large_job_starts_alone_and_does_not_delay_pages(slots):
     def give_up():
         raise InterruptedError
 
-    with hold_background(slots, 1000):
-        with hold_interactive(slots, "alice", 50):
-            pass
-        with pytest.raises(InterruptedError):
-            hold_background(slots, 1, on_wait=give_up).__enter__()
+    with (
+        hold_interactive(slots, "alice", 50),
+        hold_background(slots, 1000),
+        pytest.raises(InterruptedError),
+    ):
+        hold_background(slots, 1, on_wait=give_up).__enter__()
+    with hold_background(slots, 1000), hold_interactive(slots, "alice", 50):
+        pass
 
 
 def test_a_slot_of_a_killed_process_is_free_again(tmp_path):

@@ -21,7 +21,7 @@ from pathlib import Path
 from training.errors import UserError
 
 POLL_SECONDS = 0.05
-INTERACTIVE_BYTES = 2 * 2**30  # the largest interactive program
+MIN_INTERACTIVE_BYTES = 2 * 2**30  # for the largest interactive program
 MAX_WAITING_PER_USER = 8  # in this process; each is a thread with a database connection
 # For this time, the last user of the interactive slot leaves it to others.
 FAIRNESS_DELAY_SECONDS = 0.25
@@ -45,9 +45,9 @@ class SlotsBusy(UserError):
 @dataclass(frozen=True)
 class ChildSlots:
     """`count` slots for all programs, and one more for interactive ones, which somebody waits for
-    in the browser. Programs start while the limits of all together are at most `memory_bytes`. One
-    alone always starts; a background program leaves INTERACTIVE_BYTES to the others, and counts
-    with what is left at most.
+    in the browser. Of `memory_bytes`, a quarter and at least MIN_INTERACTIVE_BYTES are for
+    interactive programs and the rest for background ones, so that neither kind waits for the other
+    one's memory. A program that needs more than that starts when no other of its kind runs.
     """
 
     folder: Path  # of this host
@@ -87,7 +87,7 @@ class ChildSlots:
         """Wait for a slot as long as it takes, and hold it. `on_wait` is called again and again
         while there is none; it may raise.
         """
-        with self._hold_slot(min(memory_bytes, self.background_bytes), on_wait):
+        with self._hold_slot(memory_bytes, on_wait):
             yield
 
     @contextmanager
@@ -106,16 +106,18 @@ class ChildSlots:
 
     def _lock_slot(self, memory_bytes: int, user: str, *, may_reuse: bool) -> int | None:
         """Lock a free slot and write its memory and user into it. Returns its descriptor, or None
-        if there is none or too little memory is left.
+        if there is none or too little memory is left for programs of this kind.
         """
-        max_bytes = self.memory_bytes if user else self.background_bytes
+        interactive_bytes = self.interactive_bytes
+        max_bytes = interactive_bytes if user else self.memory_bytes - interactive_bytes
         with closing_descriptor(lock_file(self.get_path("admission"))):
             held_bytes, chosen = 0, None
             with ExitStack() as free_slots:
                 for path in (*self.shared_paths, self.interactive_path):
                     descriptor = lock_first_free_file([path])
                     if descriptor is None:
-                        held_bytes += read_slot(path)[0]
+                        slot_bytes, slot_user = read_slot(path)
+                        held_bytes += slot_bytes if bool(slot_user) == bool(user) else 0
                         continue
                     free_slots.callback(os.close, descriptor)
                     if chosen is None and self._may_use_slot(path, user, may_reuse=may_reuse):
@@ -133,9 +135,9 @@ class ChildSlots:
         return bool(user) and (may_reuse or read_slot(path)[1] != user)
 
     @property
-    def background_bytes(self) -> int:
-        """The memory for background programs."""
-        return max(self.memory_bytes // 2, self.memory_bytes - INTERACTIVE_BYTES)
+    def interactive_bytes(self) -> int:
+        """The memory for interactive programs; at most half of all."""
+        return min(self.memory_bytes // 2, max(self.memory_bytes // 4, MIN_INTERACTIVE_BYTES))
 
     @property
     def interactive_path(self) -> Path:
