@@ -84,9 +84,8 @@ def test_a_row_that_the_template_cannot_render_has_a_problem(base_model):
 
 @pytest.mark.own_process
 def test_an_endless_template_is_an_error(base_model, tmp_path, monkeypatch, settings):
-    folder = tiny.make_model(
-        tmp_path / "endless", template="{% for i in range(999999999) %}x{% endfor %}"
-    )
+    loop = "{% for a in range(99999) %}{% for b in range(99999) %}x{% endfor %}{% endfor %}"
+    folder = tiny.make_model(tmp_path / "endless", template=loop)
     base_model.location = str(folder)
     monkeypatch.setattr("training.runs.forecast.token_lengths.TIMEOUT_SECONDS", 8)
     with raises_user_error(field="model"):
