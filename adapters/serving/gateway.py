@@ -35,6 +35,7 @@ from adapters.serving.services import pick_version
 from adapters.serving.usage import RequestRecord, log_request
 from training.people.models import User
 from training.people.tokens import PasswordNotChanged, find_token
+from training.text_input import clean_value
 
 INTERNAL_FIELDS = ("snapml", "prompt_logprobs")  # between the site and the inference server
 MAX_LISTED_MODELS = 1000
@@ -50,7 +51,8 @@ async def list_models(request: Request) -> Response:
 
 async def retrieve_model(request: Request) -> Response:
     user = await authenticate_caller(request)
-    models = await run_in_database(list_deployment_models, user, request.path_params["name"])
+    name = clean_value(request.path_params["name"])  # PostgreSQL refuses a NUL character
+    models = await run_in_database(list_deployment_models, user, name)
     if not models:
         raise HttpError(404, "Deployment not found.", code="model_not_found")
     return JSONResponse(models[0])
