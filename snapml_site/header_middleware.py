@@ -35,13 +35,13 @@ class HeaderMiddleware:
             (name, drop_unstorable_cookies(value) if name == b"cookie" else value)
             for name, value in scope["headers"]
         ]
-        message = find_fault(scope) if scope["type"] == "http" else ""
+        message = find_header_error(scope) if scope["type"] == "http" else ""
         if message:
             return await JSONResponse(problem_body(message), 400)(scope, receive, send)
         return await self.application({**scope, "headers": headers}, receive, send)
 
 
-def find_fault(scope: Any) -> str:
+def find_header_error(scope: Any) -> str:
     """The message about a header that Django cannot read, or an empty string."""
     host = read_host(scope)
     if not is_allowed_host(host):

@@ -46,12 +46,12 @@ def change_admin_password(_request: AuthenticatedRequest) -> HttpResponse:
 
 
 def accept_head(view: Callable[..., HttpResponse]) -> Callable[..., HttpResponse]:
-    """Let a view of Ninja, which knows no HEAD, answer it as a GET, whose body the web server does
-    not send.
+    """Let a view of Ninja, which does not support HEAD, answer it as a GET. The web server does not
+    send the body.
     """
 
     @wraps(view)
-    def answer(request: HttpRequest, **parameters: Any) -> HttpResponse:
+    def wrapper(request: HttpRequest, **parameters: Any) -> HttpResponse:
         if request.method != "HEAD":
             return view(request, **parameters)
         request.method = "GET"
@@ -60,7 +60,7 @@ def accept_head(view: Callable[..., HttpResponse]) -> Callable[..., HttpResponse
         finally:
             request.method = "HEAD"
 
-    return answer
+    return wrapper
 
 
 def build_api_urls() -> tuple[list[URLPattern | URLResolver], str, str]:

@@ -87,7 +87,7 @@ class ProgramLimits:
                 resource.prlimit(pid, limit, (lower, lower))
 
 
-def limit_model_program(model_bytes: int) -> ProgramLimits:
+def get_model_program_limits(model_bytes: int) -> ProgramLimits:
     """The limits of a program that loads a model as float32 beside a second one, with its files
     mapped into memory: usually up to four times their size, but not always.
     """

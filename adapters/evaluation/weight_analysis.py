@@ -10,7 +10,7 @@ from typing import Any
 from adapters.export import merge
 from adapters.lanes import PROGRAMS
 from adapters.models import AdapterVersion
-from training.child_process import limit_model_program
+from training.child_process import get_model_program_limits
 from training.datasets.models import DatasetVersion
 from training.engine.files import measure_tree
 from training.jobs.kinds import JobKind
@@ -62,7 +62,7 @@ def run_analysis(job: Job) -> dict[str, Any]:
     }
     folders = {version.base_model.folder for version in versions}
     size = sum(map(measure_tree, folders)) + sum(version.size_bytes for version in versions)
-    limits = limit_model_program(size)
+    limits = get_model_program_limits(size)
     result = run_program(job, "adapters.programs.weight_analysis", params, limits=limits)
     return {**result, "overlaps": data_overlaps}
 

@@ -11,7 +11,7 @@ from zipstream import ZIP_STORED, ZipStream
 from adapters.export import merge
 from adapters.lanes import PROGRAMS
 from adapters.models import AdapterVersion, file_stem
-from training.child_process import limit_model_program
+from training.child_process import get_model_program_limits
 from training.engine.files import measure_tree
 from training.errors import Conflict, NotFound, UserError
 from training.jobs.kinds import JobKind
@@ -107,7 +107,7 @@ def run_gguf(job: Job) -> dict[str, Any]:
         "quantization": quantization,
         "prompts": merge.get_parity_prompts(version),
     }
-    limits = limit_model_program(measure_tree(get_model_folder(version)))
+    limits = get_model_program_limits(measure_tree(get_model_folder(version)))
     return run_program(job, "adapters.programs.gguf_export", params, limits=limits)
 
 
@@ -154,5 +154,5 @@ GGUF_JOB = JobKind(
     subjects=(AdapterVersion,),
     output_folders=gguf_outputs,
     on_done=merge.save_export,
-    on_failed=merge.measure_version,
+    on_failed=merge.update_version_disk_bytes,
 )

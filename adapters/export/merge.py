@@ -10,7 +10,7 @@ from django.db.models import F
 
 from adapters.lanes import PROGRAMS
 from adapters.models import AdapterVersion
-from training.child_process import limit_model_program
+from training.child_process import get_model_program_limits
 from training.datasets.preview import sample_eval_prompts
 from training.engine.files import measure_tree
 from training.errors import Conflict
@@ -18,7 +18,7 @@ from training.jobs.kinds import JobKind
 from training.jobs.models import Job, JobState
 from training.jobs.runner import get_subject, run_program
 from training.jobs.services import enqueue_job, find_busy_ids, get_job
-from training.people.disk_quota import check_disk_quota
+from training.people.disk_quota import check_disk_quota, lock_quotas
 from training.people.models import User
 
 KIND = "merge"
@@ -66,7 +66,7 @@ def enqueue_export(
         Conflict: a disk quota would be exceeded.
     """
     with transaction.atomic():
-        User.objects.select_for_update().get(pk=version.owner_id)  # two clicks reserve once
+        lock_quotas(version.owner, version.team)  # two clicks reserve once
         if not Job.objects.filter(kind=kind, key=key).exclude(state=JobState.FAILED).exists():
             check_disk_quota(version.owner, version.team, disk_bytes)
             AdapterVersion.objects.filter(pk=version.pk).update(
@@ -75,7 +75,7 @@ def enqueue_export(
         return enqueue_job(user, kind, key, subjects=[version], params=params)
 
 
-def measure_version(job: Job, _error: str = "") -> None:
+def update_version_disk_bytes(job: Job, _error: str = "") -> None:
     """Replace the reservations of a version when the last of its jobs has ended."""
     version = get_subject(job, AdapterVersion)
     assert version is not None
@@ -85,7 +85,7 @@ def measure_version(job: Job, _error: str = "") -> None:
 
 def save_export(job: Job, result: dict[str, Any]) -> None:
     Job.objects.filter(pk=job.pk).update(result=result)
-    measure_version(job)
+    update_version_disk_bytes(job)
 
 
 def get_merge_job(version: AdapterVersion) -> Job:
@@ -103,7 +103,7 @@ def run_merge(job: Job) -> dict[str, Any]:
         "target": str(version.merged_folder),
         "prompts": get_parity_prompts(version),
     }
-    limits = limit_model_program(measure_tree(version.base_model.folder) + version.size_bytes)
+    limits = get_model_program_limits(measure_tree(version.base_model.folder) + version.size_bytes)
     return run_program(job, "adapters.programs.merge", params, limits=limits)
 
 
@@ -143,5 +143,5 @@ MERGE_JOB = JobKind(
     subjects=(AdapterVersion,),
     output_folders=merge_outputs,
     on_done=save_export,
-    on_failed=measure_version,
+    on_failed=update_version_disk_bytes,
 )

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from training.child_process import emit_message, limit_model_program, run_child
+from training.child_process import emit_message, get_model_program_limits, run_child
 from training.errors import UserError
 
 
@@ -60,7 +60,7 @@ def run_llama(gguf_file: Path, request: dict[str, Any], *, timeout: float) -> di
             str(gguf_file),
             cwd=Path.cwd(),
             seconds=timeout,
-            limits=limit_model_program(gguf_file.stat().st_size),
+            limits=get_model_program_limits(gguf_file.stat().st_size),
             stdin=json.dumps(request),
         )
     except subprocess.TimeoutExpired as error:

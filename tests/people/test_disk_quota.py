@@ -178,7 +178,7 @@ def test_a_merge_and_a_gguf_export_reserve_their_size(alice, run, base_model):
     disk_quota.update_all_disk_bytes()
     assert AdapterVersion.objects.get(pk=version.pk).disk_bytes == reserved
     Job.objects.filter(pk=job.pk).update(state="failed")
-    merge.measure_version(job, "It failed.")
+    merge.update_version_disk_bytes(job, "It failed.")
     assert AdapterVersion.objects.get(pk=version.pk).disk_bytes < reserved
 
 
@@ -228,11 +228,11 @@ def test_the_first_export_that_ends_keeps_the_reservations_of_the_others(alice, 
         for name in ("f16", "q8_0")
     ]
     Job.objects.filter(pk=jobs[0].pk).update(state="done")
-    merge.measure_version(jobs[0])
+    merge.update_version_disk_bytes(jobs[0])
     version.refresh_from_db()
     assert version.disk_bytes >= 2 * MB
     Job.objects.filter(pk=jobs[1].pk).update(state="failed")
-    merge.measure_version(jobs[1])
+    merge.update_version_disk_bytes(jobs[1])
     version.refresh_from_db()
     assert version.disk_bytes < MB
 

@@ -13,6 +13,7 @@ from django.db import OperationalError
 
 from adapters.models import AdapterVersion
 from tests.runs.fake_engine import FakeEngine
+from tests.runs.journals import Journal
 from tests.runs.supervision import add_checkpoint, start_supervisor, wait_until
 from tests.user_errors import assert_mentions
 from training.engine.outcome import EXIT_CODES, Outcome, Result
@@ -22,6 +23,7 @@ from training.runs.models import Event, Run
 from training.runs.states import RequestedAction, State
 from training.runs.worker import engine_process, supervisor
 from training.runs.worker.engine_process import EngineProcess
+from training.runs.worker.ingest import store_events
 from training.runs.worker.lease import Lease, LeaseLost, claim_run
 from training.runs.worker.supervisor import RunSupervisor, supervise_run
 
@@ -321,7 +323,10 @@ def test_the_heartbeat_needs_a_valid_lease(run):
 @pytest.mark.django_db
 def test_an_engine_that_ignores_a_stop_request_gets_signals(run):
     run_supervisor = exited_supervisor(run, code=None, requested_action=RequestedAction.STOP)
-    run_supervisor.record.start_info = {"attempt": run_supervisor.record.attempt}
+    # The engine counts its attempts on its own, and may have died before it counted one
+    start = {"kind": "start", "attempt": 7, "total_steps": 9}
+    record = run_supervisor.record
+    store_events(run_supervisor.lease, record, Journal().lines(start), offset=1)
     run_supervisor.check_requests()
     run_supervisor.stop_requested_at = time.monotonic() - supervisor.STOP_TIMEOUT_SECONDS - 1
     run_supervisor.check_requests()

@@ -113,8 +113,9 @@ class DatasetVersion(Stored):
 
     def list_folders(self) -> list[Path]:
         """Empty if an older version of the owner has the same content."""
-        same = DatasetVersion.objects.filter(digest=self.digest, pk__lt=self.pk)
-        return [] if same.filter(dataset__owner=self.dataset.owner_id).exists() else [self.folder]
+        owner = Dataset.objects.filter(pk=self.dataset_id).values("owner")
+        older = DatasetVersion.objects.filter(digest=self.digest, pk__lt=self.pk)
+        return [] if older.filter(dataset__owner__in=owner).exists() else [self.folder]
 
     def split_path(self, split: str) -> Path:
         """The JSONL of `train`, `eval` or `test`."""

@@ -152,8 +152,8 @@ def reserve_download(upload: Upload) -> None:
     yet.
     """
     with transaction.atomic():
-        Upload.objects.filter(pk=upload.pk).update(disk_bytes=0)  # of an earlier try
         lock_quotas(upload.owner, upload.team)
+        Upload.objects.filter(pk=upload.pk).update(disk_bytes=0)  # of an earlier try
         free = get_free_bytes(upload.owner, upload.team)
         limit = DISK_FACTOR * int(settings.DATASET_MAX_BYTES)
         upload.disk_bytes = limit if free is None else min(limit, free)

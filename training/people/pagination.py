@@ -39,7 +39,7 @@ class ListPage(Page[Any]):
         return f"?{query.urlencode()}"
 
 
-def order_fully(rows: Any) -> Any:
+def order_with_pk(rows: Any) -> Any:
     """The rows with their id as the last key of their order. Equal rows without an order could be
     on two pages, and others on none.
     """
@@ -52,7 +52,7 @@ def order_fully(rows: Any) -> Any:
 def paginate(request: HttpRequest, rows: Any, size: int, parameter: str = "page") -> ListPage:
     """The page of `rows` that the address asks for. A number out of range is the last
     page, and text the first."""
-    page = Paginator(order_fully(rows), size).get_page(request.GET.get(parameter))
+    page = Paginator(order_with_pk(rows), size).get_page(request.GET.get(parameter))
     return ListPage(page, request.GET, parameter)
 
 
@@ -70,6 +70,6 @@ class Pagination(PaginationBase):
     def paginate_queryset(
         self, queryset: QuerySet[Any] | list[Any], pagination: Any, request: Any, **params: Any
     ) -> Any:
-        rows = order_fully(queryset)[pagination.offset : pagination.offset + pagination.limit]
+        rows = order_with_pk(queryset)[pagination.offset : pagination.offset + pagination.limit]
         count = len(queryset) if isinstance(queryset, list) else queryset.count()
         return {"items": list(rows), "count": count}

@@ -79,7 +79,7 @@ def is_plannable(request: Mapping[str, Any]) -> bool:
     return "auto" in request or "settings" in request
 
 
-def load_in_child(text: str) -> Any:
+def load_yaml_in_child(text: str) -> Any:
     """The value of a YAML text, which a child program loads: PyYAML takes seconds for 64 kB."""
     if len(text) > MAX_CHARACTERS:
         raise TooLarge(f"The file has more than {MAX_CHARACTERS:,} characters.", field="file")
@@ -109,7 +109,7 @@ def read_yaml(text: str) -> dict[str, Any]:
         TooLarge: longer than MAX_CHARACTERS.
         SlotsBusy: too many programs run on this host.
     """
-    value = load_in_child(text)
+    value = load_yaml_in_child(text)
     if not isinstance(value, dict):
         raise UserError(
             f"The file must be a mapping with the keys {', '.join(KEYS)}.", field="file"

@@ -193,7 +193,6 @@ class RunSupervisor:
         self.lease.update_run(
             attempt=F("attempt") + 1, started_at=self.record.started_at or Now(), message=""
         )
-        self.record.refresh_from_db(fields=["attempt"])
         self.engine.start_process(self.memory_guard.build_device_environment())
 
     def ingest_journal(self) -> bool:
@@ -249,9 +248,10 @@ class RunSupervisor:
             self.request_checkpoint_and_exit()
 
     def has_progress(self) -> bool:
-        """Whether the engine has started to train, or a checkpoint of an earlier attempt exists."""
-        has_started = self.record.start_info.get("attempt") == self.record.attempt
-        return has_started or bool(list_checkpoint_steps(self.record))
+        """Whether an engine of this run has ever started to train, so that its data and templates
+        can be read.
+        """
+        return bool(self.record.start_info)
 
     def request_checkpoint_and_exit(self) -> None:
         """Send SIGTERM once: the engine saves a checkpoint after its current step and exits, to be
