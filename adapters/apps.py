@@ -39,7 +39,7 @@ class AdaptersConfig(AppConfig):
         starting = Run.objects.filter(state__in=UNFINISHED).exclude(start_version=None)
         disk_quota.register_stored_kind(
             disk_quota.StoredKind(
-                title="Adapters, merged models and GGUF",
+                title="Adapters with exports",
                 item_title="Adapter",
                 model=AdapterVersion,
                 url_name="adapter",
